@@ -1,0 +1,16 @@
+"""convnorm: convolution, pooling and normalization for PyTorch in hand-written C++.
+
+``convnorm.convert(model)`` swaps the layers of a model; ``convnorm.nn`` and ``convnorm.functional`` are torch's names.
+"""
+
+from __future__ import annotations
+
+import torch  # noqa: F401  (its libraries must be loaded before _C)
+
+from . import _C
+
+__version__ = _C.build_info()["version"]
+
+from . import backends, functional, nn
+
+__all__ = ["__version__", "backends", "functional", "nn"]

@@ -1,0 +1,57 @@
+"""Switches: the instruction set, and pinning an op to one of its kernels.
+
+>>> with convnorm.backends.force(conv="conv_im2col"):
+...     y = convnorm.functional.conv2d(x, w)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from . import _C
+
+
+def isa() -> str:
+    """The instruction set in use: 'generic', 'avx2' or 'avx512'."""
+    return _C.active_isa()
+
+
+def set_isa(name: str) -> None:
+    """Use another instruction set: 'auto', 'generic', 'avx2', 'avx512' (as the environment's CONVNORM_ISA).
+
+    Raises RuntimeError when the processor lacks it, ValueError for an unknown name.
+    """
+    _C.set_isa(name)
+
+
+def kernels(op: str | None = None) -> list[dict[str, str]]:
+    """Rows ``{op, kernel, about, isa}`` of every kernel, in order of choice within an op."""
+    return [row for row in _C.kernels() if op is None or row["op"] == op]
+
+
+@contextmanager
+def force(**pins: str) -> Iterator[None]:
+    """Pin ops to kernels by name inside a ``with`` block; a problem the kernel refuses is then an error.
+
+    The environment variable ``CONVNORM_FORCE="conv_forward=conv_im2col,..."`` does the same for a process.
+    """
+    before = {op: _C.forced_kernel(op) for op in pins}
+    try:
+        for op, kernel in pins.items():
+            _C.force_kernel(op, kernel)
+        yield
+    finally:
+        for op, kernel in before.items():
+            _C.force_kernel(op, kernel)
+
+
+@contextmanager
+def using_isa(name: str) -> Iterator[None]:
+    """An instruction set inside a ``with`` block."""
+    before = _C.active_isa()
+    _C.set_isa(name)
+    try:
+        yield
+    finally:
+        _C.set_isa(before)

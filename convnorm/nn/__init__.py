@@ -1,0 +1,18 @@
+"""Drop-in modules: ``import convnorm.nn as nn`` where a script says ``import torch.nn as nn``.
+
+Names that convnorm has no kernel for are torch.nn's own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn as _torch_nn
+
+from .conv import Conv1d, Conv2d, Conv3d
+
+__all__ = ["Conv1d", "Conv2d", "Conv3d"]
+
+
+def __getattr__(name: str) -> Any:
+    return getattr(_torch_nn, name)

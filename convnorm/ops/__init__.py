@@ -1,0 +1,1 @@
+"""One file per op: its fake kernel and its autograd Functions over torch.ops.convnorm."""

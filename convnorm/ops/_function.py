@@ -1,0 +1,48 @@
+"""The shared base of every autograd wrapper: cheap to call in eager mode, complete under torch's transforms."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch.autograd import forward_ad
+
+
+def transforms_active() -> bool:
+    """True inside torch.func (vmap, grad, jvp ...), where a Function must go the long way."""
+    return torch._C._are_functorch_transforms_active()
+
+
+class Function(torch.autograd.Function):
+    """``setup_context``-style autograd.Function around an opaque op.
+
+    A subclass defines the static methods ``forward``, ``setup_context``, ``backward`` and ``vmap``. Its forward-mode
+    rule lives in a second class, named by ``eager``, because Dynamo refuses a Function that has a ``jvp``.
+    Call through :meth:`call`.
+    """
+
+    eager: ClassVar[type[Function] | None] = None
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        # torch's own apply binds arguments through inspect.signature (30 us); outside compilation and functorch
+        # nothing of that is needed.
+        if torch.compiler.is_compiling() or transforms_active():
+            return super().apply(*args)
+        return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
+
+    @classmethod
+    def call(cls, *args: Any) -> Any:
+        """The op itself where nothing is recorded, else the Function that records."""
+        if torch.compiler.is_compiling():
+            return cls.apply(*args)
+        if not torch.is_grad_enabled() and not transforms_active() and forward_ad._current_level < 0:
+            return cls.forward(*args)
+        return (cls.eager or cls).apply(*args)
+
+
+def move_batch(x: torch.Tensor | None, dim: int | None, size: int) -> torch.Tensor | None:
+    """For vmap rules: the mapped dimension in front, added by expansion where the tensor is not mapped."""
+    if x is None:
+        return None
+    return x.unsqueeze(0).expand(size, *x.shape) if dim is None else x.movedim(dim, 0)

@@ -1,0 +1,79 @@
+// Several kernels for one op form an ordered list with names: the first that accepts the problem wins, and each
+// refusal is a printable reason. The choice depends on shapes, dtype, layout and device, never on timing or threads.
+//
+// Torch-free. A list row is any struct with these members first:
+//   const char* name;     method, tile and instruction set: "conv_igemm_6x16_avx2"
+//   const char* about;    one line for explain(): the tile and what the method is
+//   Isa isa;              the instruction set it needs
+//   const char* (*refuse)(const Params&);   nullptr when it accepts, else the reason
+#pragma once
+
+#include <cstddef>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "common/check.h"
+#include "cpu/isa.h"
+
+namespace convnorm {
+
+struct Verdict {
+  std::string op, kernel, about, refusal;  // refusal is empty for the winner and "not needed" below it
+  bool chosen = false;
+};
+
+struct KernelInfo {
+  std::string op, kernel, about, isa;
+};
+
+// All rows of all lists, for `convnorm info`.
+std::vector<KernelInfo>& known_kernels();
+
+template <class Row>
+struct Register {
+  Register(const char* op, std::span<const Row> rows) {
+    for (const Row& row : rows) known_kernels().push_back({op, row.name, row.about, name(row.isa)});
+  }
+};
+
+// A kernel pinned by name for an op; empty when free. CONVNORM_FORCE="conv=conv_im2col,max_pool=..." sets it at start.
+const std::string& forced_kernel(const char* op);
+void force_kernel(const std::string& op, const std::string& kernel);
+
+// While tracing, each choice on this thread is recorded; explain() and the benchmarks read it.
+void trace_begin();
+std::vector<Verdict> trace_end();
+bool tracing();
+void trace(Verdict verdict);
+
+template <class Row, class Params>
+const char* refusal(const Row& row, const Params& params, const std::string& forced) {
+  if (!forced.empty() && forced != row.name) return "another kernel is forced by name";
+  if (row.isa > active_isa()) return "needs a wider instruction set than is active (CONVNORM_ISA)";
+  return row.refuse ? row.refuse(params) : nullptr;
+}
+
+// The first row that accepts. `op` is the registered name, which errors and traces carry.
+template <class Row, class Params>
+const Row& choose(const char* op, std::span<const Row> rows, const Params& params) {
+  const std::string& forced = forced_kernel(op);
+  const Row* winner = nullptr;
+  std::string reasons;
+  for (const Row& row : rows) {
+    if (winner) {
+      if (tracing()) trace({op, row.name, row.about, "not needed: an earlier one accepted", false});
+      continue;
+    }
+    const char* reason = refusal(row, params, forced);
+    if (!reason) winner = &row;
+    if (tracing()) trace({op, row.name, row.about, reason ? reason : "", !reason});
+    if (reason && (forced.empty() || forced == row.name)) reasons += text(" ", row.name, ": ", reason, ";");
+    if (winner && !tracing()) break;
+  }
+  check(winner != nullptr, op, ": no kernel accepts this problem", forced.empty() ? "" : " (forced: ", forced,
+        forced.empty() ? ":" : "):", reasons.empty() ? " no kernel of that name" : reasons);
+  return *winner;
+}
+
+}  // namespace convnorm

@@ -1,0 +1,117 @@
+#include "common/tensor.h"
+
+#include <numeric>
+
+namespace convnorm {
+
+View view(const Tensor& t) {
+  const auto sizes = t.sizes();
+  const auto strides = t.strides();
+  return {t.data_ptr(), sizes.data(), strides.data(), static_cast<int>(sizes.size()), t.scalar_type()};
+}
+
+View5 lift(const Tensor& t) {
+  const View v = view(t);
+  check(v.dim >= 2 && v.dim <= kMaxDims, "lift: got ", v.dim, " dimensions, must be 2 to 5");
+  View5 out;
+  out.data = v.data;
+  out.n = v.sizes[0];
+  out.c = v.sizes[1];
+  out.stride_n = v.strides[0];
+  out.stride_c = v.strides[1];
+  out.size = lift(v.sizes + 2, v.dim - 2, 1);
+  out.stride = lift(v.strides + 2, v.dim - 2, 0);
+  return out;
+}
+
+DType float_dtype(const char* op, const char* argument, const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return DType::f32;
+    case ScalarType::Double: return DType::f64;
+    case ScalarType::BFloat16: return DType::bf16;
+    case ScalarType::Half: return DType::f16;
+    default: break;
+  }
+  check(false, op, ": ", argument, " has dtype ", dtype_name(t.scalar_type()),
+        ", must be float32, float64, bfloat16 or float16");
+  return DType::f32;
+}
+
+const char* dtype_name(ScalarType t) {
+  switch (t) {
+    case ScalarType::Float: return "float32";
+    case ScalarType::Double: return "float64";
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Half: return "float16";
+    case ScalarType::Byte: return "uint8";
+    case ScalarType::Char: return "int8";
+    case ScalarType::Short: return "int16";
+    case ScalarType::Int: return "int32";
+    case ScalarType::Long: return "int64";
+    case ScalarType::Bool: return "bool";
+    case ScalarType::ComplexFloat: return "complex64";
+    case ScalarType::ComplexDouble: return "complex128";
+    default: return "an unsupported type";
+  }
+}
+
+std::string shape_text(const Ints& sizes) {
+  std::string out = "(";
+  for (std::size_t i = 0; i < sizes.size(); ++i) out += (i ? ", " : "") + std::to_string(sizes[i]);
+  return out + (sizes.size() == 1 ? ",)" : ")");
+}
+
+std::string shape_text(const Tensor& t) {
+  const auto sizes = t.sizes();
+  return shape_text(Ints(sizes.begin(), sizes.end()));
+}
+
+Layout suggested_layout(const Tensor& t) {
+  const View v = view(t);
+  if (v.dim < 4 || v.strides[1] == 0) return Layout::contiguous;
+  // channels, then the last spatial dimension, ... then the batch: strides must not decrease.
+  std::int64_t least = 0;
+  for (int step = 0; step < v.dim; ++step) {
+    const int d = step == 0 ? 1 : step == v.dim - 1 ? 0 : v.dim - step;
+    if (v.sizes[d] == 0 || v.strides[d] < least) return Layout::contiguous;
+    if (d == 0 && least == v.strides[1]) return Layout::contiguous;  // all sizes but one are 1: ambiguous
+    least = v.strides[d];
+    if (v.sizes[d] > 1) least *= v.sizes[d];
+  }
+  return Layout::channels_last;
+}
+
+Tensor empty(const Tensor& like, const Ints& sizes, Layout layout) {
+  return empty(like, sizes, layout, like.scalar_type());
+}
+
+Tensor empty(const Tensor& like, const Ints& sizes, Layout layout, ScalarType dtype) {
+  const int dim = static_cast<int>(sizes.size());
+  std::array<std::int64_t, kMaxDims> strides{};
+  check(dim <= kMaxDims, "empty: got ", dim, " dimensions, must be at most 5");
+  std::int64_t run = 1;
+  const auto place = [&](int d) {
+    strides[d] = run;
+    run *= sizes[d] > 1 ? sizes[d] : 1;
+  };
+  if (layout == Layout::channels_last) place(1);
+  for (int d = dim - 1; d >= 0; --d)
+    if (layout == Layout::contiguous || d != 1) place(d);
+  std::int32_t device_type = 0;
+  std::int32_t device_index = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  const std::int32_t code = torch::stable::detail::to<std::int32_t>(torch::stable::detail::from(dtype));
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(dim, sizes.data(), strides.data(), code, device_type, device_index, &handle));
+  return Tensor(handle);
+}
+
+void check_same_device(const char* op, const char* first_name, const Tensor& first, const char* name,
+                       const Tensor& t) {
+  check(first.is_cuda() == t.is_cuda() && first.get_device_index() == t.get_device_index(), op, ": ", first_name,
+        " and ", name, " are on different devices; Expected all tensors to be on the same device");
+}
+
+}  // namespace convnorm

@@ -1,0 +1,74 @@
+// What a host file needs of torch's tensors: a plain view of the metadata, dtype names, layouts and allocation.
+// Only host files (<op>.cpp) include this; kernels see pointers and Params.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "common/check.h"
+#include "common/dtype.h"
+#include "common/window.h"
+
+namespace convnorm {
+
+using torch::stable::Tensor;
+using OptTensor = std::optional<Tensor>;
+using Ints = std::vector<std::int64_t>;
+using torch::headeronly::ScalarType;
+
+inline constexpr int kMaxDims = 5;  // n c d h w
+
+// n c d h w of a tensor with 1 to 3 spatial dimensions (after the batch dimension was added, if it was missing).
+enum class Layout : std::uint8_t { contiguous, channels_last };
+
+// Metadata read once; sizes and strides are borrowed from the tensor, strides in elements.
+struct View {
+  void* data;
+  const std::int64_t* sizes;
+  const std::int64_t* strides;
+  int dim;
+  ScalarType dtype;
+  template <class T>
+  T* as() const { return static_cast<T*>(data); }
+};
+
+View view(const Tensor& t);
+
+// Sizes and strides with the spatial dimensions lifted to d, h, w (size 1, stride 0 in front).
+struct View5 {
+  void* data = nullptr;
+  std::int64_t n = 1, c = 1;
+  Dims size{1, 1, 1};
+  std::int64_t stride_n = 0, stride_c = 0;
+  Dims stride{0, 0, 0};
+};
+
+// t is (n, c, spatial...).
+View5 lift(const Tensor& t);
+
+// The dtype of a floating tensor, or the error "<op>: <argument> has dtype ..., must be ...".
+DType float_dtype(const char* op, const char* argument, const Tensor& t);
+const char* dtype_name(ScalarType t);
+
+// "(2, 3, 4)"
+std::string shape_text(const Tensor& t);
+std::string shape_text(const Ints& sizes);
+
+// torch's own rule for which layout a tensor asks for (suggest_memory_format); 1d tensors are contiguous.
+Layout suggested_layout(const Tensor& t);
+
+// Uninitialised, dense in the given layout, dtype and device of `like` unless said otherwise.
+Tensor empty(const Tensor& like, const Ints& sizes, Layout layout = Layout::contiguous);
+Tensor empty(const Tensor& like, const Ints& sizes, Layout layout, ScalarType dtype);
+
+// All of `others` are on the device of `first`; torch's words for it.
+void check_same_device(const char* op, const char* first_name, const Tensor& first, const char* name, const Tensor& t);
+
+}  // namespace convnorm

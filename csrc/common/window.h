@@ -1,0 +1,36 @@
+// The geometry of a sliding window, one dimension at a time: kernel, stride, padding, dilation -> output size.
+// 1d and 2d problems are lifted to 3d with sizes of one in front, so that kernels know one shape only.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "common/check.h"
+
+namespace convnorm {
+
+inline constexpr int kSpatial = 3;  // d, h, w
+using Dims = std::array<std::int64_t, kSpatial>;
+
+struct Window {
+  Dims kernel{1, 1, 1};
+  Dims stride{1, 1, 1};
+  Dims pad{0, 0, 0};     // before the first element
+  Dims pad_hi{0, 0, 0};  // after the last one; differs from pad for padding='same' with an even kernel
+  Dims dil{1, 1, 1};
+};
+
+// The extent that a window covers: dilation * (kernel - 1) + 1.
+inline std::int64_t reach(const Window& w, int d) { return w.dil[d] * (w.kernel[d] - 1) + 1; }
+
+// `values` of 1, 2 or 3 spatial dimensions, in front of which `fill` is put.
+inline Dims lift(const std::int64_t* values, int n, std::int64_t fill) {
+  Dims out{fill, fill, fill};
+  for (int i = 0; i < n; ++i) out[kSpatial - n + i] = values[i];
+  return out;
+}
+
+inline const char* dim_name(int d) { return d == 0 ? "depth" : d == 1 ? "height" : "width"; }
+
+}  // namespace convnorm

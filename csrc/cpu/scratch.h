@@ -1,0 +1,19 @@
+// Work memory of a thread: allocated once, grown when a call needs more, kept for the next call, 64-byte aligned.
+//
+// Two users can be active on one thread at a time, each with its own slot: the caller of an op (`shared` data that
+// all workers read, such as packed weights) and a worker (`local` tiles). Contents do not survive the call.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace convnorm {
+
+enum class Slot : int { shared = 0, local = 1 };
+
+void* scratch_bytes(Slot slot, std::size_t bytes);
+
+// Bytes held by the calling thread in both slots.
+std::size_t scratch_held();
+
+}  // namespace convnorm

@@ -1,0 +1,17 @@
+// Everything a kernel body may use from outside, included before any target pragma.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "common/dtype.h"
+#include "common/parallel.h"
+#include "cpu/isa.h"
+#include "cpu/scratch.h"
