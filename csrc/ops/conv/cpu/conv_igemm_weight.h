@@ -128,7 +128,7 @@ void pack_pixel_chunk(const WeightTask<C>& t, const Block& b, std::int64_t x, st
   Segment panel[kCols<C>];
   for (std::int64_t i = 0; i < pixels; i += kCols<C>) {
     const std::int64_t count = make_segments(*t.d, x + i, x + imin(pixels, i + kCols<C>), panel);
-    const std::int64_t runs = list_runs<C>(*t.d, b, panel, count, ldp, t.runs);
+    const std::int64_t runs = list_runs(*t.d, b, panel, count, ldp, t.runs);
     pack_pixel_panel<S, C>(*t.d, t.group, b, t.runs, runs, t.patches + i, ldp);
   }
 }
@@ -141,7 +141,7 @@ void run_weight_task(const WeightTask<C>& t) {
   for (std::int64_t x = t.pixel0; x < t.pixel1; x += kChunk) {
     const std::int64_t pixels = imin(kChunk, t.pixel1 - x);
     const std::int64_t count = make_segments(d, x, x + pixels, t.segments);
-    const std::int64_t ldp = odd_lines<C>(plan.channel_rows ? b.depth() : pixels + kSlack<C>);
+    const std::int64_t ldp = odd_lines<C>((plan.channel_rows ? b.depth() : pixels) + kSlack<C>);
     if (plan.channel_rows)
       pack_channel_rows<S, C>(d, t.group, b, t.segments, count, t.patches, ldp);
     else
@@ -193,7 +193,7 @@ void by_weight(const Dense& d) {
   for (std::int64_t i = 0; i < plan.splits * all_out; ++i) bias[i] = 0;
 
   parallel_for(plan.tasks(), 1, [&](std::int64_t begin, std::int64_t end) {
-    const std::int64_t patches = imax(plan.depth * odd_lines<C>(kChunk + kSlack<C>), kChunk * odd_lines<C>(plan.depth)) + kCols<C>;
+    const std::int64_t patches = imax(plan.depth * odd_lines<C>(kChunk + kSlack<C>), kChunk * odd_lines<C>(plan.depth + kSlack<C>)) + kCols<C>;
     const std::int64_t gout = (ceil_div(imin(d.out_c, kOutBlock + plan.lanes), plan.lanes) + 1) * plan.lanes * kChunk;
     WeightTask<C> t{};
     t.d = &d;
