@@ -339,7 +339,8 @@ void pack_channel_rows(const Dense& p, std::int64_t group, const Block& b, const
 }
 
 // The same as a table of pointers instead of a copy, for source channels at distance 1 in the compute type:
-// table[panel][tap][kRows] points to channel c0 of each pixel of a row panel; padding points to `zeros`.
+// table[panel][tap][kRows] points to channel c0 of each pixel of a row panel; padding points to `zeros`, and a tap that is
+// padding for the whole panel is null in its first row, so that the tile skips it (a third of a dilated window at an edge).
 template <class C>
 void point_channel_rows(const Dense& p, std::int64_t group, const Block& b, const Segment* segments, std::int64_t count,
                         const C* zeros, const C** table) {
@@ -362,6 +363,12 @@ void point_channel_rows(const Dense& p, std::int64_t group, const Block& b, cons
         if (++m == kRows) m = 0, ++panel;
       }
     }
+  }
+  const Segment& last = segments[count - 1];
+  for (std::int64_t i = 0; i < (last.at + last.len) / kRows * taps; ++i) {  // full panels only
+    bool padding = true;
+    for (int m = 0; m < kRows; ++m) padding = padding && table[i * kRows + m] == zeros;
+    if (padding) table[i * kRows] = nullptr;
   }
 }
 
@@ -400,6 +407,14 @@ void pack_weight_run(const S* src, std::int64_t out_stride, std::int64_t stride,
   }
 }
 
+// A block has all taps, and a filter's taps follow each other in memory.
+inline bool taps_in_one_piece(const Dense& p, const Block& b) {
+  const Axis* a = p.axis;
+  return b.tap1 - b.tap0 == tap_count(p) && (a[2].taps == 1 || a[2].weight_step == 1) &&
+         (a[1].taps == 1 || a[1].weight_step == a[2].taps) &&
+         (a[0].taps == 1 || a[0].weight_step == a[2].taps * a[1].taps);
+}
+
 // `lanes` output channels from `first` of one block, transposed to panel[k][width].
 template <class S, class C>
 void pack_weight_panel(const Dense& p, std::int64_t group, const Block& b, bool channel_rows, std::int64_t first,
@@ -407,12 +422,9 @@ void pack_weight_panel(const Dense& p, std::int64_t group, const Block& b, bool 
   const S* base = static_cast<const S*>(p.weight) + group * p.weight_group + first * p.weight_out;
   const Axis* a = p.axis;
   const std::int64_t channels = b.c1 - b.c0, taps = b.tap1 - b.tap0;
-  const bool all_taps = taps == tap_count(p) && (a[2].taps == 1 || a[2].weight_step == 1) &&
-                        (a[1].taps == 1 || a[1].weight_step == a[2].taps) &&
-                        (a[0].taps == 1 || a[0].weight_step == a[2].taps * a[1].taps);
   if (lanes < width)
     for (std::int64_t i = 0; i < channels * taps * width; ++i) dst[i] = C(0);
-  if (!channel_rows && all_taps) {  // k = (channel, tap), taps in one piece
+  if (!channel_rows && taps_in_one_piece(p, b)) {  // k = (channel, tap)
     if (p.weight_red == taps || channels == 1)
       return pack_weight_run(base + b.c0 * p.weight_red, p.weight_out, 1, lanes, channels * taps, width, dst, width);
     for (std::int64_t c = 0; c < channels; ++c)
