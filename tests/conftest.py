@@ -21,7 +21,7 @@ def pytest_configure(config):
 
 
 def pytest_generate_tests(metafunc):
-    """A test that asks for `spec, case` runs on the cases of all specs; with `layout`, in each of their layouts."""
+    """A test that asks for `spec, case` runs on all specs' cases; with `layout`, in each layout."""
     asked = [name for name in ("spec", "case", "layout") if name in metafunc.fixturenames]
     if "case" not in asked:
         return

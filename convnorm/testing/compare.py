@@ -1,10 +1,10 @@
 """Two levels of sameness with torch, and the only place with a tolerance.
 
-Level 1, :func:`assert_same`: every value equal (NaN equals NaN). For integer-valued data, for indices, and for
-our own results among themselves.
+Level 1, :func:`assert_same`: every value equal (NaN equals NaN). For integer-valued data, for indices, and
+for our own results among themselves.
 
-Level 2, :func:`assert_accurate`: our error against a float64 reference is at most twice torch's own error at the
-same dtype plus one rounding unit of the dtype at the result's scale (the reference's largest magnitude).
+Level 2, :func:`assert_accurate`: our error against a float64 reference is at most twice torch's own error at
+the same dtype plus one rounding unit of the dtype at the result's scale (the reference's largest magnitude).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def _unit(dtype: torch.dtype) -> float:
 
 
 def _differences(value: Tensor, reference: Tensor) -> Tensor:
-    """|value - reference| in float64; the same infinity or a NaN in both is 0, anything else non-finite inf."""
+    """|value - reference| in float64; 0 for a NaN in both, inf where only one is finite."""
     a, b = value.detach().double(), reference.detach().double()
     agree = (a == b) | (a.isnan() & b.isnan())
     return torch.where(agree, 0.0, (a - b).abs().nan_to_num(nan=torch.inf))
