@@ -28,13 +28,11 @@ def pytest_generate_tests(metafunc):
     marker = metafunc.definition.get_closest_marker("cases")
     wanted = marker.kwargs if marker else {}
     rows = [
-        (spec, case, layout)
+        (spec, case, layout)[: len(asked)]
         for spec in all_specs()
         if spec.exact or not wanted.get("exact")
         for case in spec.cases
         if case.small or not wanted.get("small")
-        for layout in (case.layouts() if "layout" in asked else [""])
+        for layout in (case.layouts() if "layout" in asked else [None])
     ]
-    metafunc.parametrize(
-        asked, [row[: len(asked)] for row in rows], ids=["-".join(map(str, row)) for row in rows]
-    )
+    metafunc.parametrize(asked, rows, ids=["-".join(map(str, row)) for row in rows])
