@@ -36,7 +36,7 @@ def assert_all_accurate(ours, theirs, reference):
         assert_accurate(*tensors, f"result {i}")
 
 
-# --- torch's transforms -----------------------------------------------------------------------------------------
+# --- torch's transforms -------------------------------------------------------------------------------------
 
 
 @small
@@ -131,7 +131,7 @@ def test_jacobian_of_the_input_by_vmap_of_backward(spec, case):
     assert_accurate(ours, expected.float(), expected)
 
 
-# --- strides ----------------------------------------------------------------------------------------------------
+# --- strides ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["fake", "meta"])
@@ -201,7 +201,7 @@ def test_any_strides_of_inputs_and_gradients(spec, case, view):
             assert_accurate(a, b, b.double(), f"result {i}")
 
 
-# --- the machine ------------------------------------------------------------------------------------------------
+# --- the machine --------------------------------------------------------------------------------------------
 
 
 def test_any_number_of_threads_gives_the_same_bits(spec, case, layout):
