@@ -137,7 +137,7 @@ void products_of(const Dense& d, const void* dst_base, const void* weight_base, 
 void check_geometry() {
   Random random;
   std::vector<float> input(1 << 20), output(1 << 20), weight(1 << 16);  // addresses only
-  for (int trial = 0; trial < 400; ++trial) {
+  for (int trial = 0; trial < 150; ++trial) {
     Params p = random_problem(random, Pass::forward, DType::f32);
     p.input.data = input.data();
     p.output.data = output.data();
@@ -232,7 +232,6 @@ void check_kernels(DType dtype, int trials) {
                  threads);
           EXPECT(!p.bias || bias == want_bias, "bias of %s, pass %d, trial %d", kernel.name, int(pass),
                  trial);
-          if (pass == Pass::by_weight && !p.bias) continue;
         }
       }
     }
@@ -243,7 +242,7 @@ void check_kernels(DType dtype, int trials) {
 int main() {
   check_geometry();
   check_large_geometry();
-  check_kernels<float>(DType::f32, 60);
-  check_kernels<double>(DType::f64, 30);
+  check_kernels<float>(DType::f32, 30);
+  check_kernels<double>(DType::f64, 10);
   return finish();
 }
