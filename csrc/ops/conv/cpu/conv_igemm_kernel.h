@@ -3,7 +3,8 @@
 // Two orientations of one loop nest; the side that is contiguous in the destination is the vector side of the tile:
 //
 //   pixels across (NCHW):    tile rows = output channels (weights, interleaved), columns = pixels   (P[k][pixel])
-//   channels across (NHWC):  tile rows = pixels (P[pixel][k]), columns = output channels (weights)
+//   channels across (NHWC):  tile rows = pixels (P[pixel][k], or the image in place through a table of pointers),
+//                            columns = output channels (weights)
 //
 //   pack all weights into panels                                   shared scratch, once per call
 //   for task = (group, channel block, pixel block):                in parallel, by shape alone
@@ -23,6 +24,8 @@ namespace {
 template <class C>
 struct Plan {
   bool channel_rows;
+  bool same_type;  // storage is the compute type
+  bool indirect;   // rows of channels are read in place
   Cut cut;
   std::int64_t pixels, pixel_blocks, channel_blocks;
   std::int64_t panel;    // output channels per weight panel
@@ -41,13 +44,14 @@ struct Plan {
   }
 };
 
-inline constexpr std::int64_t kPixelBlock = 192;    // patches of a block: 192 x 320 floats, half of an L2 of 512 KB
-inline constexpr std::int64_t kWantedTasks = 8;     // small images are cut over channels too until there are so many
-inline constexpr std::int64_t kLeastChannels = 96;  // but not below this: each part packs the patches again
+inline constexpr std::int64_t kPixelBlock = 208;    // patches of a block: 208 x 320 floats, half of an L2 of 512 KB
+inline constexpr std::int64_t kLeastChannels = 64;  // a channel block packs the patches again: not below this
+inline constexpr std::int64_t kLeastIndirect = 8;   // shorter runs of channels are packed
 
 template <class C>
-Plan<C> make_plan(const Dense& d) {
+Plan<C> make_plan(const Dense& d, bool same_type) {
   Plan<C> p{};
+  p.same_type = same_type;
   p.channel_rows = d.dst_c == 1 && !(d.out_c == 1 && d.axis[2].out_stride == 1);
   p.cut = make_cut(d, p.channel_rows);
   p.groups = d.groups;
@@ -56,7 +60,10 @@ Plan<C> make_plan(const Dense& d) {
   p.panel = p.channel_rows ? kCols<C> : kRows;
   p.panels = ceil_div(d.out_c, p.panel);
   p.weights = p.panels * p.panel * tap_count(d) * d.red_c;
-  const std::int64_t wanted = ceil_div(kWantedTasks, d.groups * p.pixel_blocks);
+  p.indirect = p.channel_rows && p.same_type && d.src_c == 1 && d.red_c / p.cut.channel_blocks >= kLeastIndirect;
+  // Few pixels: cut channels too, so that each thread has two tasks. An element's sum is the same in any cut.
+  const std::int64_t threads = parallel_width();
+  const std::int64_t wanted = threads == 1 ? 1 : ceil_div(2 * threads, d.groups * p.pixel_blocks);
   p.channel_blocks = imin(p.panels, imax(1, imin(wanted, d.out_c / kLeastChannels)));
   return p;
 }
@@ -65,6 +72,8 @@ Plan<C> make_plan(const Dense& d) {
 template <class C>
 struct Workspace {
   C* patches;
+  const C** table;  // indirect: in place of patches
+  C* zeros;
   C* tiles;  // panel of columns j, if it is buffered, at slot[j]
   std::int64_t* offsets;
   Segment* segments;
@@ -113,7 +122,7 @@ void flush(const C* tile, std::int64_t ld, const Target<D>& t) {
 }
 
 // One tile of one block: straight into the destination when it is a full tile of the same type, else by the buffer.
-template <class C, class D, bool kInterleaved>
+template <class C, class D, Form kForm>
 inline void compute(Tile<C>& tile, const Target<D>& target, C* buffer, bool first, bool last) {
   const std::int64_t vectors = ceil_div(target.column_count, kLanes<C>);
   const bool whole = !target.columns && target.column_count == vectors * kLanes<C>;
@@ -121,7 +130,7 @@ inline void compute(Tile<C>& tile, const Target<D>& target, C* buffer, bool firs
   for (std::int64_t m = 0; m < target.row_count; ++m)
     tile.c[m] = direct ? reinterpret_cast<C*>(target.rows[m]) : buffer + m * kCols<C>;
   if (!first) tile.start = Start::add_to_c;
-  kTiles<C, kInterleaved>.fn[target.row_count][vectors](tile);
+  kTiles<C, kForm>.fn[target.row_count][vectors](tile);
   if (last && !direct) flush(buffer, kCols<C>, target);
 }
 
@@ -155,12 +164,12 @@ void pixels_across(const Task<C>& t, const Block& b, const C* weights, bool firs
       tile.ldb = t.ldp;
       tile.start = bias ? Start::row_bias : Start::zero;
       tile.bias = bias ? bias + t.group * d.out_c + k0 : nullptr;
-      compute<C, D, true>(tile, target, t.work.tiles + (j * panels + i - t.panel0) * kRows * kCols<C>, first, last);
+      compute<C, D, Form::interleaved>(tile, target, t.work.tiles + (j * panels + i - t.panel0) * kRows * kCols<C>, first, last);
     }
   }
 }
 
-template <class C, class D>
+template <class C, class D, Form kForm>
 void channels_across(const Task<C>& t, const Block& b, const C* weights, bool first, bool last) {
   const Dense& d = *t.d;
   const C* bias = static_cast<const C*>(d.bias);
@@ -177,11 +186,13 @@ void channels_across(const Task<C>& t, const Block& b, const C* weights, bool fi
       tile.depth = b.depth();
       tile.a = t.work.patches + x * t.ldp;
       tile.lda = t.ldp;
+      tile.rows = t.work.table + x * (b.tap1 - b.tap0);
+      tile.run = b.c1 - b.c0;
       tile.b = weights + i * kCols<C> * b.depth();
       tile.ldb = kCols<C>;
       tile.start = bias ? Start::col_bias : Start::zero;
       tile.bias = bias ? bias + t.group * round_up_line<C>(d.out_c) + k0 : nullptr;
-      compute<C, D, false>(tile, target, t.work.tiles + ((i - t.panel0) * row_panels + j) * kRows * kCols<C>, first,
+      compute<C, D, kForm>(tile, target, t.work.tiles + ((i - t.panel0) * row_panels + j) * kRows * kCols<C>, first,
                            last);
     }
   }
@@ -197,11 +208,15 @@ void run_task(Task<C>& t) {
   for (std::int64_t i = 0; i < blocks; ++i) {
     const Block b = plan.cut.block(i);
     const C* weights = t.weights + b.start * plan.panels * plan.panel;
-    if (plan.channel_rows) {
+    if (plan.indirect) {
+      if constexpr (std::is_same_v<C, D>)
+        point_channel_rows<C>(d, t.group, b, t.work.segments, t.work.segment_count, t.work.zeros, t.work.table);
+      channels_across<C, D, Form::indirect>(t, b, weights, i == 0, i + 1 == blocks);
+    } else if (plan.channel_rows) {
       pack_channel_rows<D, C>(d, t.group, b, t.work.segments, t.work.segment_count, t.work.patches, t.ldp);
-      channels_across<C, D>(t, b, weights, i == 0, i + 1 == blocks);
+      channels_across<C, D, Form::by_rows>(t, b, weights, i == 0, i + 1 == blocks);
     } else {
-      pack_pixel_rows<D, C>(d, t.group, b, t.work.segments, t.work.segment_count, t.pixels, t.work.patches, t.ldp);
+      pack_pixel_rows<D, C>(d, t.group, b, t.work.segments, t.work.segment_count, t.work.patches, t.ldp);
       pixels_across<C, D>(t, b, weights, i == 0, i + 1 == blocks);
     }
   }
@@ -209,17 +224,28 @@ void run_task(Task<C>& t) {
 
 template <class C>
 Workspace<C> make_workspace(const Plan<C>& plan, std::int64_t pixels, std::int64_t ldp, std::int64_t depth) {
-  const std::int64_t patches = plan.channel_rows ? (pixels + kRows) * ldp : depth * ldp + kCols<C>;
+  const std::int64_t rows = ceil_div(pixels, kRows) * kRows;
+  const std::int64_t max_taps = ceil_div(plan.cut.taps, plan.cut.tap_blocks);
+  const std::int64_t run = plan.indirect ? ceil_div(plan.cut.channels, plan.cut.channel_blocks) : 0;
   const std::int64_t channels = (ceil_div(plan.panels, plan.channel_blocks) + 1) * plan.panel;
-  const std::int64_t tiles = channels * (round_up_line<C>(pixels) + kRows);
-  const std::int64_t words = patches + tiles;
-  char* memory = static_cast<char*>(scratch_bytes(
-      Slot::local, words * sizeof(C) + (pixels + kCols<C>) * (sizeof(std::int64_t) + sizeof(Segment)) + 256));
+  const std::int64_t patches = plan.indirect ? rows * max_taps * sizeof(const C*)
+                               : plan.channel_rows ? rows * ldp * sizeof(C)
+                                                   : (depth * ldp + kCols<C>)*sizeof(C);
+  const std::int64_t tiles = channels * (round_up_line<C>(pixels) + kRows) * sizeof(C);
+  std::int64_t at[6] = {0};  // patches or table, zeros, tiles, offsets, segments, end; each on its own cache line
+  const std::int64_t size[5] = {patches, std::int64_t(run * sizeof(C)), tiles,
+                                std::int64_t((pixels + kCols<C>) * sizeof(std::int64_t)),
+                                std::int64_t((pixels + 1) * sizeof(Segment))};
+  for (int i = 0; i < 5; ++i) at[i + 1] = at[i] + ceil_div(size[i], 64) * 64;
+  char* memory = static_cast<char*>(scratch_bytes(Slot::local, at[5]));
   Workspace<C> w{};
   w.patches = reinterpret_cast<C*>(memory);
-  w.tiles = w.patches + patches;
-  w.offsets = reinterpret_cast<std::int64_t*>(memory + ceil_div(words * sizeof(C), 64) * 64);
-  w.segments = reinterpret_cast<Segment*>(w.offsets + pixels + kCols<C>);
+  w.table = reinterpret_cast<const C**>(memory);
+  w.zeros = reinterpret_cast<C*>(memory + at[1]);
+  w.tiles = reinterpret_cast<C*>(memory + at[2]);
+  w.offsets = reinterpret_cast<std::int64_t*>(memory + at[3]);
+  w.segments = reinterpret_cast<Segment*>(memory + at[4]);
+  zero(w.zeros, run);
   return w;
 }
 
@@ -251,14 +277,14 @@ template <class D>
 void gemm(const Dense& problem) {
   using C = compute_t<D>;
   Dense d = problem;
-  const Plan<C> plan = make_plan<C>(d);
+  const Plan<C> plan = make_plan<C>(d, std::is_same_v<C, D>);
   const std::int64_t packed = plan.groups * (plan.weights + round_up_line<C>(d.out_c));
   C* weights = static_cast<C*>(scratch_bytes(Slot::shared, packed * sizeof(C)));
   d.bias = const_cast<C*>(pack_weights<C, D>(d, plan, weights));
   const std::int64_t block_pixels = plan.first_pixel(1);
   const std::int64_t depth = imax(1, ceil_div(plan.cut.taps, plan.cut.tap_blocks)) *
                              ceil_div(plan.cut.channels, plan.cut.channel_blocks);
-  const std::int64_t ldp = plan.channel_rows ? depth : odd_lines<C>(block_pixels);
+  const std::int64_t ldp = plan.channel_rows ? depth : odd_lines<C>(block_pixels + kSlack<C>);
   parallel_for(plan.tasks(), 1, [&](std::int64_t begin, std::int64_t end) {
     Task<C> t{};
     t.d = &d;

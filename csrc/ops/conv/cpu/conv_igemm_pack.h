@@ -59,17 +59,6 @@ inline Tap tap_at(const Dense& d, std::int64_t t) {
   return {t / (w * h), t / w % h, t % w};
 }
 
-// Outputs [lo, hi) of an axis whose source position at this tap is inside the source.
-struct Span {
-  std::int64_t lo, hi;
-};
-inline Span valid_outputs(const Axis& a, std::int64_t tap) {
-  const std::int64_t first = a.offset + tap * a.offset_step;  // source position of output 0
-  const std::int64_t lo = first >= 0 ? 0 : ceil_div(-first, a.step);
-  const std::int64_t hi = first >= a.source ? 0 : (a.source - 1 - first) / a.step + 1;
-  return {imin(lo, a.out), imax(imin(lo, a.out), imin(hi, a.out))};
-}
-
 // A stretch of consecutive output pixels in one output row: len pixels from (n, d, h, w), at place `at` in the block.
 struct Segment {
   std::int64_t n, d, h, w, len, at;
@@ -140,38 +129,79 @@ inline void copy_strided(C* dst, const S* src, std::int64_t stride, std::int64_t
 }
 
 // --- rows of pixels: P[k][pixel], row length ldp ------------------------------------------------------------------
+//
+// A segment's taps along w read one source row at neighbouring offsets, so the row is found once for all of them. Copies
+// and zeros are whole vectors that may run past the end of a segment: the next segment of the row is written later, and a
+// row has a vector of slack after its last pixel. Only reads must not pass the end of the source.
 
+template <class C>
+inline constexpr std::int64_t kSlack = kLanes<C>;
+
+// One tap of one segment: zeros before `lo`, the source from lo to hi, zeros after.
 template <class S, class C>
-void pack_pixel_row(const Dense& p, const S* channel, Tap tap, const Segment* segments, std::int64_t count, C* dst) {
+inline void copy_tap(C* out, const S* row, std::int64_t stride, const S* end, std::int64_t lo, std::int64_t hi,
+                     std::int64_t len) {
+  constexpr int L = kLanes<C>;
+  for (std::int64_t i = 0; i < lo; i += L) store(out + i, vec<C>{});
+  const std::int64_t n = hi - lo;
+  if (stride == 1 && row + ceil_div(n, L) * L <= end) {
+    for (std::int64_t i = 0; i < n; i += L) store(out + lo + i, load(row + i));
+  } else if (stride == 2 && row + 2 * ceil_div(n, L) * L <= end) {
+    for (std::int64_t i = 0; i < n; i += L)
+      store(out + lo + i, even_lanes<C>(load(row + 2 * i), load(row + 2 * i + L)));
+  } else {
+    for (std::int64_t i = 0; i < n; ++i) out[lo + i] = load1(row + i * stride);
+  }
+  for (std::int64_t i = hi; i < len; i += L) store(out + i, vec<C>{});
+}
+
+// Taps [tap0, tap1) of one window row, one channel.
+template <class S, class C>
+void pack_window_row(const Dense& p, const S* channel, const S* end, Tap tap, std::int64_t taps,
+                     const Segment* segments, std::int64_t count, C* dst, std::int64_t ldp) {
   const Axis &ad = p.axis[0], &ah = p.axis[1], &aw = p.axis[2];
-  const Span w_span = valid_outputs(aw, tap.w);
-  const std::int64_t first_w = aw.offset + tap.w * aw.offset_step;
   const std::int64_t stride = aw.step * aw.source_stride;
   for (std::int64_t s = 0; s < count; ++s) {
     const Segment& g = segments[s];
     const std::int64_t in_d = g.d * ad.step + ad.offset + tap.d * ad.offset_step;
     const std::int64_t in_h = g.h * ah.step + ah.offset + tap.h * ah.offset_step;
-    const std::int64_t lo = imax(g.w, w_span.lo), hi = imin(g.w + g.len, w_span.hi);
-    C* out = dst + g.at;
-    if (in_d < 0 || in_d >= ad.source || in_h < 0 || in_h >= ah.source || lo >= hi) {
-      zero(out, g.len);
-      continue;
-    }
+    const bool inside = in_d >= 0 && in_d < ad.source && in_h >= 0 && in_h < ah.source;
     const S* row = channel + g.n * p.src_n + in_d * ad.source_stride + in_h * ah.source_stride;
-    if (lo > g.w) zero(out, lo - g.w);
-    copy_strided(out + (lo - g.w), row + (first_w + lo * aw.step) * aw.source_stride, stride, hi - lo);
-    if (hi < g.w + g.len) zero(out + (hi - g.w), g.w + g.len - hi);
+    C* out = dst + g.at;
+    for (std::int64_t t = tap.w; t < tap.w + taps; ++t, out += ldp) {
+      const std::int64_t first = g.w * aw.step + aw.offset + t * aw.offset_step;  // source position of the first pixel
+      std::int64_t lo = 0, hi = g.len;
+      if (!inside) {
+        hi = 0;
+      } else if (first < 0 || first + (g.len - 1) * aw.step >= aw.source) {
+        lo = first < 0 ? imin(g.len, ceil_div(-first, aw.step)) : 0;
+        hi = first >= aw.source ? lo : imax(lo, imin(g.len, (aw.source - 1 - first) / aw.step + 1));
+      }
+      copy_tap(out, row + (first + lo * aw.step) * aw.source_stride, stride, end, lo, hi, g.len);
+    }
   }
+}
+
+// One past the last element of the source.
+template <class S>
+const S* source_end(const Dense& p) {
+  std::int64_t last = (p.n - 1) * p.src_n + (p.groups * p.red_c - 1) * p.src_c;
+  for (const Axis& a : p.axis) last += (a.source - 1) * a.source_stride;
+  return static_cast<const S*>(p.src) + last + 1;
 }
 
 template <class S, class C>
 void pack_pixel_rows(const Dense& p, std::int64_t group, const Block& b, const Segment* segments, std::int64_t count,
-                     std::int64_t pixels, C* dst, std::int64_t ldp) {
+                     C* dst, std::int64_t ldp) {
   const S* src = static_cast<const S*>(p.src) + group * p.red_c * p.src_c;
+  const S* end = source_end<S>(p);
   for (std::int64_t c = b.c0; c < b.c1; ++c)
-    for (std::int64_t t = b.tap0; t < b.tap1; ++t, dst += ldp) {
-      pack_pixel_row(p, src + c * p.src_c, tap_at(p, t), segments, count, dst);
-      if (pixels < ldp) zero(dst + pixels, imin(ldp - pixels, kCols<C>));
+    for (std::int64_t t = b.tap0; t < b.tap1;) {
+      const Tap tap = tap_at(p, t);
+      const std::int64_t taps = imin(p.axis[2].taps - tap.w, b.tap1 - t);
+      pack_window_row(p, src + c * p.src_c, end, tap, taps, segments, count, dst, ldp);
+      dst += taps * ldp;
+      t += taps;
     }
 }
 
@@ -228,27 +258,92 @@ void pack_channel_rows(const Dense& p, std::int64_t group, const Block& b, const
   }
 }
 
+// The same as a table of pointers instead of a copy, for source channels at distance 1 in the compute type:
+// table[panel][tap][kRows] points to channel c0 of each pixel of a row panel; padding points to `zeros`.
+template <class C>
+void point_channel_rows(const Dense& p, std::int64_t group, const Block& b, const Segment* segments, std::int64_t count,
+                        const C* zeros, const C** table) {
+  const Axis &ad = p.axis[0], &ah = p.axis[1], &aw = p.axis[2];
+  const C* src = static_cast<const C*>(p.src) + group * p.red_c + b.c0;
+  const std::int64_t taps = b.tap1 - b.tap0;
+  for (std::int64_t t = 0; t < taps; ++t) {
+    const Tap tap = tap_at(p, b.tap0 + t);
+    for (std::int64_t s = 0; s < count; ++s) {
+      const Segment& g = segments[s];
+      const std::int64_t in_d = g.d * ad.step + ad.offset + tap.d * ad.offset_step;
+      const std::int64_t in_h = g.h * ah.step + ah.offset + tap.h * ah.offset_step;
+      const bool inside = in_d >= 0 && in_d < ad.source && in_h >= 0 && in_h < ah.source;
+      const C* row = src + g.n * p.src_n + in_d * ad.source_stride + in_h * ah.source_stride;
+      std::int64_t in_w = g.w * aw.step + aw.offset + tap.w * aw.offset_step;
+      std::int64_t panel = g.at / kRows, m = g.at % kRows;
+      for (std::int64_t i = 0; i < g.len; ++i, in_w += aw.step) {
+        table[(panel * taps + t) * kRows + m] =
+            inside && in_w >= 0 && in_w < aw.source ? row + in_w * aw.source_stride : zeros;
+        if (++m == kRows) m = 0, ++panel;
+      }
+    }
+  }
+}
+
 // --- weights ----------------------------------------------------------------------------------------------------
 
-// `lanes` output channels from `first` of one block, transposed to panel[k][width] with zeros in lanes >= lanes.
+// n x lanes elements from rows src + o * row_stride to dst[i * step + o]: squares are turned in registers. A square's
+// stores may reach past `lanes` into the next step; those are written afterwards (hence the last lanes first, and the
+// last step by the plain loop).
+template <class S, class C>
+void transpose_lanes(const S* src, std::int64_t row_stride, std::int64_t lanes, std::int64_t n, C* dst,
+                     std::int64_t step) {
+  constexpr int L = kLanes<C>;
+  std::int64_t i = 0;
+  for (; i + L < n; i += L)
+    for (std::int64_t o = (lanes - 1) / L * L; o >= 0; o -= L) {
+      vec<C> square[L];
+      for (std::int64_t r = 0; r < L; ++r) square[r] = o + r < lanes ? load(src + (o + r) * row_stride + i) : vec<C>{};
+      transpose<C>(square);
+      for (int r = 0; r < L; ++r) store(dst + (i + r) * step + o, square[r]);
+    }
+  for (; i < n; ++i)
+    for (std::int64_t o = 0; o < lanes; ++o) dst[i * step + o] = load1(src + o * row_stride + i);
+}
+
+// One filter tap (or, where taps follow channels without a gap, all of them): n steps of the sum for `lanes` filters.
+template <class S, class C>
+void pack_weight_run(const S* src, std::int64_t out_stride, std::int64_t stride, std::int64_t lanes, std::int64_t n,
+                     std::int64_t width, C* dst, std::int64_t step) {
+  if (stride == 1 && step == width)
+    return transpose_lanes(src, out_stride, lanes, n, dst, step);
+  for (std::int64_t i = 0; i < n; ++i) {
+    if (out_stride == 1)
+      copy_run(dst + i * step, src + i * stride, lanes);
+    else
+      for (std::int64_t o = 0; o < lanes; ++o) dst[i * step + o] = load1(src + i * stride + o * out_stride);
+  }
+}
+
+// `lanes` output channels from `first` of one block, transposed to panel[k][width].
 template <class S, class C>
 void pack_weight_panel(const Dense& p, std::int64_t group, const Block& b, bool channel_rows, std::int64_t first,
                        std::int64_t lanes, std::int64_t width, C* dst) {
   const S* base = static_cast<const S*>(p.weight) + group * p.weight_group + first * p.weight_out;
+  const Axis* a = p.axis;
   const std::int64_t channels = b.c1 - b.c0, taps = b.tap1 - b.tap0;
-  const auto put = [&](const S* src, C* out) {
-    if (p.weight_out == 1) {
-      copy_run(out, src, lanes);
-    } else {
-      for (std::int64_t o = 0; o < lanes; ++o) out[o] = load1(src + o * p.weight_out);
-    }
-    for (std::int64_t o = lanes; o < width; ++o) out[o] = C(0);
-  };
+  const bool all_taps = taps == tap_count(p) && (a[2].taps == 1 || a[2].weight_step == 1) &&
+                        (a[1].taps == 1 || a[1].weight_step == a[2].taps) &&
+                        (a[0].taps == 1 || a[0].weight_step == a[2].taps * a[1].taps);
+  if (lanes < width)
+    for (std::int64_t i = 0; i < channels * taps * width; ++i) dst[i] = C(0);
+  if (!channel_rows && all_taps) {  // k = (channel, tap), taps in one piece
+    if (p.weight_red == taps || channels == 1)
+      return pack_weight_run(base + b.c0 * p.weight_red, p.weight_out, 1, lanes, channels * taps, width, dst, width);
+    for (std::int64_t c = 0; c < channels; ++c)
+      pack_weight_run(base + (b.c0 + c) * p.weight_red, p.weight_out, 1, lanes, taps, width, dst + c * taps * width, width);
+    return;
+  }
   for (std::int64_t t = 0; t < taps; ++t) {
     const Tap tap = tap_at(p, b.tap0 + t);
-    const S* at = base + tap.d * p.axis[0].weight_step + tap.h * p.axis[1].weight_step + tap.w * p.axis[2].weight_step;
-    for (std::int64_t c = 0; c < channels; ++c)
-      put(at + (b.c0 + c) * p.weight_red, dst + (channel_rows ? t * channels + c : c * taps + t) * width);
+    const S* at = base + tap.d * a[0].weight_step + tap.h * a[1].weight_step + tap.w * a[2].weight_step;
+    pack_weight_run(at + b.c0 * p.weight_red, p.weight_out, p.weight_red, lanes, channels, width,
+                    dst + (channel_rows ? t * channels : t) * width, channel_rows ? width : taps * width);
   }
 }
 

@@ -116,7 +116,7 @@ void weight_tiles(const WeightTask<C>& t, const Block& b, std::int64_t pixels, s
       tile.a = plan.channel_rows ? t.gout + m * pixels : t.patches + m * ldp;
       tile.lda = ldp;
       for (std::int64_t i = 0; i < height; ++i) tile.c[i] = part + (m + i) * plan.ld + n;
-      (plan.channel_rows ? kTiles<C, true>.fn : kTiles<C, false>.fn)[height][vectors](tile);
+      (plan.channel_rows ? kTiles<C, Form::interleaved>.fn : kTiles<C, Form::by_rows>.fn)[height][vectors](tile);
     }
   }
 }
@@ -129,11 +129,11 @@ void run_weight_task(const WeightTask<C>& t) {
   for (std::int64_t x = t.pixel0; x < t.pixel1; x += kChunk) {
     const std::int64_t pixels = imin(kChunk, t.pixel1 - x);
     const std::int64_t count = make_segments(d, x, x + pixels, t.segments);
-    std::int64_t ldp = odd_lines<C>(plan.channel_rows ? b.depth() : pixels);
+    const std::int64_t ldp = odd_lines<C>(plan.channel_rows ? b.depth() : pixels + kSlack<C>);
     if (plan.channel_rows)
       pack_channel_rows<S, C>(d, t.group, b, t.segments, count, t.patches, ldp);
     else
-      pack_pixel_rows<S, C>(d, t.group, b, t.segments, count, pixels, t.patches, ldp);
+      pack_pixel_rows<S, C>(d, t.group, b, t.segments, count, t.patches, ldp);
     for (std::int64_t k = t.k0; k < t.k1; k += plan.lanes) {
       C* panel = t.gout + (k - t.k0) * pixels;
       const std::int64_t lanes = imin(plan.lanes, t.k1 - k);
@@ -181,7 +181,7 @@ void by_weight(const Dense& d) {
   for (std::int64_t i = 0; i < plan.splits * all_out; ++i) bias[i] = 0;
 
   parallel_for(plan.tasks(), 1, [&](std::int64_t begin, std::int64_t end) {
-    const std::int64_t patches = imax(plan.depth * odd_lines<C>(kChunk), kChunk * odd_lines<C>(plan.depth)) + kCols<C>;
+    const std::int64_t patches = imax(plan.depth * odd_lines<C>(kChunk + kSlack<C>), kChunk * odd_lines<C>(plan.depth)) + kCols<C>;
     const std::int64_t gout = (ceil_div(imin(d.out_c, kOutBlock + plan.lanes), plan.lanes) + 1) * plan.lanes * kChunk;
     WeightTask<C> t{};
     t.d = &d;
