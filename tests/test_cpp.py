@@ -1,6 +1,6 @@
 """C++ unit tests: tests/cpp/*_test.cpp, built by the compiler alone (no torch) and run under ASan and UBSan.
 
-A test named after a room links that room's kernels, which know nothing of torch; work is spread by std::thread.
+A test named after a room links that room's kernels, which know nothing of torch; std::thread spreads the work.
 """
 
 import os
@@ -13,9 +13,14 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 CPP = ROOT / "tests/cpp"
 BUILD = ROOT / "build/cpp_tests"
-FLAGS = "-std=c++20 -O1 -g1 -Wall -Wno-psabi -Wno-unused-function -Wno-unknown-pragmas -Wno-ignored-attributes".split()
+FLAGS = ["-std=c++20", "-O1", "-g1", "-Wall", "-Wno-psabi", "-Wno-unused-function", "-Wno-unknown-pragmas"]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-COMMON = ["csrc/common/registry.cpp", "csrc/cpu/isa.cpp", "csrc/cpu/scratch.cpp", "tests/cpp/parallel_threads.cpp"]
+COMMON = [
+    "csrc/common/registry.cpp",
+    "csrc/cpu/isa.cpp",
+    "csrc/cpu/scratch.cpp",
+    "tests/cpp/parallel_threads.cpp",
+]
 TESTS = sorted(CPP.glob("*_test.cpp"))
 
 
