@@ -1,6 +1,6 @@
 """C++ unit tests: tests/cpp/*_test.cpp, built by the compiler alone (no torch) and run under ASan and UBSan.
 
-A test named after a room links that room's kernels, which know nothing of torch; std::thread spreads the work.
+A test named after a room links its kernels, which know nothing of torch; std::thread spreads the work.
 """
 
 import os
