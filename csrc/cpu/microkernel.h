@@ -40,6 +40,7 @@ struct Tile {
   std::int64_t lda;
   const C* const* rows;  // indirect: kRows pointers per run
   std::int64_t run;
+  std::int64_t skip;     // indirect: added to each pointer (the channels before a group)
   const C* b;
   std::int64_t ldb;
   C* c[kRows];
@@ -77,7 +78,7 @@ void run_tile(const Tile<C>& t) {
   if constexpr (kForm == Form::indirect) {
     const C* const* rows = t.rows;
     for (std::int64_t k = 0; k < t.depth; k += t.run, rows += kRows) {
-      for (int m = 0; m < MR; ++m) a[m] = rows[m];
+      for (int m = 0; m < MR; ++m) a[m] = rows[m] + t.skip;
       accumulate<C, MR, NV, 1>(acc, t.run, a, t.b + k * t.ldb, t.ldb);
     }
   } else {

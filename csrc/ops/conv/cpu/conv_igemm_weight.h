@@ -63,6 +63,7 @@ struct WeightTask {
   double* bias_part;  // of this (split, group), or null
   C *patches, *gout;
   Segment* segments;
+  Run* runs;
 };
 
 // Channels [k0, k0 + lanes) of gout at the pixels of the segments, as panel[pixel][width].
@@ -121,6 +122,17 @@ void weight_tiles(const WeightTask<C>& t, const Block& b, std::int64_t pixels, s
   }
 }
 
+// P[r][pixel] of a chunk, panel by panel.
+template <class S, class C>
+void pack_pixel_chunk(const WeightTask<C>& t, const Block& b, std::int64_t x, std::int64_t pixels, std::int64_t ldp) {
+  Segment panel[kCols<C>];
+  for (std::int64_t i = 0; i < pixels; i += kCols<C>) {
+    const std::int64_t count = make_segments(*t.d, x + i, x + imin(pixels, i + kCols<C>), panel);
+    const std::int64_t runs = list_runs(*t.d, b, panel, count, ldp, t.runs);
+    pack_pixel_panel<S, C>(*t.d, t.group, b, t.runs, runs, t.patches + i, ldp);
+  }
+}
+
 template <class C, class S>
 void run_weight_task(const WeightTask<C>& t) {
   const Dense& d = *t.d;
@@ -129,11 +141,11 @@ void run_weight_task(const WeightTask<C>& t) {
   for (std::int64_t x = t.pixel0; x < t.pixel1; x += kChunk) {
     const std::int64_t pixels = imin(kChunk, t.pixel1 - x);
     const std::int64_t count = make_segments(d, x, x + pixels, t.segments);
-    const std::int64_t ldp = odd_lines<C>(plan.channel_rows ? b.depth() : pixels + kSlack<C>);
+    const std::int64_t ldp = odd_lines<C>((plan.channel_rows ? b.depth() : pixels) + kSlack<C>);
     if (plan.channel_rows)
       pack_channel_rows<S, C>(d, t.group, b, t.segments, count, t.patches, ldp);
     else
-      pack_pixel_rows<S, C>(d, t.group, b, t.segments, count, t.patches, ldp);
+      pack_pixel_chunk<S>(t, b, x, pixels, ldp);
     for (std::int64_t k = t.k0; k < t.k1; k += plan.lanes) {
       C* panel = t.gout + (k - t.k0) * pixels;
       const std::int64_t lanes = imin(plan.lanes, t.k1 - k);
@@ -181,15 +193,18 @@ void by_weight(const Dense& d) {
   for (std::int64_t i = 0; i < plan.splits * all_out; ++i) bias[i] = 0;
 
   parallel_for(plan.tasks(), 1, [&](std::int64_t begin, std::int64_t end) {
-    const std::int64_t patches = imax(plan.depth * odd_lines<C>(kChunk + kSlack<C>), kChunk * odd_lines<C>(plan.depth)) + kCols<C>;
+    const std::int64_t patches = imax(plan.depth * odd_lines<C>(kChunk + kSlack<C>), kChunk * odd_lines<C>(plan.depth + kSlack<C>)) + kCols<C>;
     const std::int64_t gout = (ceil_div(imin(d.out_c, kOutBlock + plan.lanes), plan.lanes) + 1) * plan.lanes * kChunk;
     WeightTask<C> t{};
     t.d = &d;
     t.plan = &plan;
-    t.patches = static_cast<C*>(
-        scratch_bytes(Slot::local, (patches + gout + 64) * sizeof(C) + (kChunk + 1) * sizeof(Segment)));
+    const std::int64_t taps = ceil_div(plan.cut.taps, plan.cut.tap_blocks);
+    t.patches = static_cast<C*>(scratch_bytes(Slot::local, (patches + gout + 64) * sizeof(C) +
+                                                               (kChunk + 1) * sizeof(Segment) +
+                                                               3 * taps * kCols<C> * sizeof(Run)));
     t.gout = t.patches + patches;
     t.segments = reinterpret_cast<Segment*>(t.gout + ceil_div(gout, 16) * 16);
+    t.runs = reinterpret_cast<Run*>(t.segments + kChunk + 1);
     for (std::int64_t i = begin; i < end; ++i) {
       const std::int64_t split = i % plan.splits, out = i / plan.splits % plan.out_blocks;
       t.block = i / plan.splits / plan.out_blocks % plan.cut.count();
