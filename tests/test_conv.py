@@ -291,6 +291,8 @@ def test_integers_have_no_kernel_here():
         CF.conv2d(torch.zeros(X, dtype=torch.int64), torch.zeros(W, dtype=torch.int64))
 
 
-def test_meta_mixed_with_real_tensors_is_meta_as_in_torch():
-    x, w = torch.zeros(X), torch.zeros(W, device="meta")
-    assert CF.conv2d(x, w).device == F.conv2d(x, w).device == torch.device("meta")
+def test_meta_mixed_with_real_tensors_is_refused():
+    """torch answers with uninitialised memory here; a fake must not."""
+    for x, w in (("cpu", "meta"), ("meta", "cpu")):
+        with pytest.raises(RuntimeError, match="same device"):
+            CF.conv2d(torch.zeros(X, device=x), torch.zeros(W, device=w))

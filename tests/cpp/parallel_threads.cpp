@@ -15,6 +15,8 @@ namespace {
 thread_local bool inside = false;
 }
 
+int parallel_width() { return test_threads; }
+
 void run_parallel(std::int64_t n, std::int64_t grain, RangeFn fn, void* context) {
   const std::int64_t least = grain < 1 ? 1 : grain;
   const std::int64_t chunk = std::max(least, (n + test_threads - 1) / test_threads);
