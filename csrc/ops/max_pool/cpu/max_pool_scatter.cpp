@@ -1,0 +1,104 @@
+// Backward of max pooling, one plane after the other: outputs in row-major order, each gradient added where its tap was.
+//
+// A plane is zeroed row by row just ahead of the windows that can reach it, so that zeroing and adding meet in cache.
+// 16-bit gradients, and planes that are not dense (channels_last), are summed in a dense plane of scratch and rounded
+// once.
+#include "ops/max_pool/max_pool.h"
+
+#include "cpu/target_generic.h"
+
+#include "ops/max_pool/cpu/max_pool_scalar.h"
+
+namespace convnorm::max_pool {
+namespace {
+
+template <class C>
+struct Sums {
+  C* data;
+  std::int64_t row, rows;   // elements of a row, rows in the plane
+  std::int64_t zeroed = 0;  // rows that are ready
+
+  void zero_to(std::int64_t end) {
+    if (end > rows) end = rows;
+    if (end <= zeroed) return;
+    std::memset(data + zeroed * row, 0, (end - zeroed) * row * sizeof(C));
+    zeroed = end;
+  }
+};
+
+// From the window's first position to tap t, in elements of the plane.
+const std::int64_t* tap_distances(const Params& p) {
+  const Window& w = p.window;
+  auto* distance = static_cast<std::int64_t*>(scratch_bytes(Slot::shared, positions(w) * sizeof(std::int64_t)));
+  std::int64_t* next = distance;
+  for (std::int64_t d = 0; d < w.kernel[0]; ++d)
+    for (std::int64_t h = 0; h < w.kernel[1]; ++h)
+      for (std::int64_t i = 0; i < w.kernel[2]; ++i)
+        *next++ = (d * w.dil[0] * p.in[1] + h * w.dil[1]) * p.in[2] + i * w.dil[2];
+  return distance;
+}
+
+// A record that names nothing in the plane adds nothing: it can only come from a caller of the raw op.
+template <class T, class A, class C>
+void add_row(const Params& p, const T* grad, const A* argmax, std::int64_t first, const std::int64_t* distance, C* sums) {
+  const std::int64_t grad_step = p.output.s[2], argmax_step = p.argmax.s[2], stride = p.window.stride[2];
+  const auto size = static_cast<std::uint64_t>(plane(p)), taps = static_cast<std::uint64_t>(positions(p.window));
+  for (std::int64_t o = 0; o < p.out[2]; ++o) {
+    const auto code = static_cast<std::uint64_t>(argmax[o * argmax_step]);
+    std::uint64_t place = code;
+    if constexpr (!std::is_same_v<A, std::int64_t>) {
+      if (code >= taps) continue;
+      place = static_cast<std::uint64_t>(first + o * stride + distance[code]);
+    }
+    if (place < size) sums[place] += load1(grad + o * grad_step);
+  }
+}
+
+template <class T, class A>
+void scatter_plane(const Params& p, const T* grad, const A* argmax, const std::int64_t* distance, T* to) {
+  using C = compute_t<T>;
+  const bool in_place = std::is_same_v<T, C> && p.input.s[2] == 1;
+  C* data = in_place ? reinterpret_cast<C*>(to)
+                     : static_cast<C*>(scratch_bytes(Slot::local, plane(p) * sizeof(C)));
+  Sums<C> sums{data, p.in[2], p.in[0] * p.in[1]};
+  const bool anywhere = std::is_same_v<A, std::int64_t>;  // an index is not bound to its window
+  for (std::int64_t od = 0; od < p.out[0]; ++od)
+    for (std::int64_t oh = 0; oh < p.out[1]; ++oh) {
+      const std::int64_t last_d = taps_inside(p, 0, od).end - 1, last_h = taps_inside(p, 1, oh).end - 1;
+      sums.zero_to(anywhere ? sums.rows : at(p, 0, od, last_d) * p.in[1] + at(p, 1, oh, last_h) + 1);
+      const std::int64_t first = (at(p, 0, od, 0) * p.in[1] + at(p, 1, oh, 0)) * p.in[2] + at(p, 2, 0, 0);
+      add_row(p, grad + od * p.output.s[0] + oh * p.output.s[1], argmax + od * p.argmax.s[0] + oh * p.argmax.s[1],
+              first, distance, data);
+    }
+  sums.zero_to(sums.rows);
+  if (in_place) return;
+  for (std::int64_t i = 0; i < plane(p); ++i) store1(to + i * p.input.s[2], data[i]);
+}
+
+template <class T, class A>
+void scatter(const Params& p, const T* grad_output, const A* argmax, T* grad_input) {
+  const std::int64_t* distance = tap_distances(p);
+  each_plane(p, [&](std::int64_t n, std::int64_t c) {
+    const Dims origin{0, 0, 0};
+    scatter_plane(p, grad_output + element(p.output, n, c, origin), argmax + element(p.argmax, n, c, origin), distance,
+                  grad_input + element(p.input, n, c, origin));
+  });
+}
+
+}  // namespace
+
+void backward_scatter(const Params& p, const void* grad_output, const void* argmax, void* grad_input) {
+  dispatch(p.dtype, [&](auto type) {
+    using T = decltype(type);
+    const auto go = [&](auto* codes) {
+      scatter(p, static_cast<const T*>(grad_output), codes, static_cast<T*>(grad_input));
+    };
+    switch (p.record) {
+      case Argmax::offset8: return go(static_cast<const std::uint8_t*>(argmax));
+      case Argmax::offset32: return go(static_cast<const std::int32_t*>(argmax));
+      default: return go(static_cast<const std::int64_t*>(argmax));
+    }
+  });
+}
+
+}  // namespace convnorm::max_pool
