@@ -26,14 +26,17 @@ void check_window(const std::string& op, const Window& w, int dims) {
 }
 
 // torch's rule: with ceil_mode, a last window that would start in the high padding is dropped.
-std::int64_t output_size(const std::string& op, const Window& w, int d, std::int64_t in, bool ceil_mode) {
+std::int64_t output_size(const Window& w, int d, std::int64_t in, bool ceil_mode) {
   const std::int64_t span = in + 2 * w.pad[d] - reach(w, d);
-  std::int64_t out = floor_div(span + (ceil_mode ? w.stride[d] - 1 : 0), w.stride[d]) + 1;
-  if (ceil_mode && (out - 1) * w.stride[d] >= in + w.pad[d]) --out;
-  check(out >= 1, op, ": output ", dim_name(d), " (", out, ") = (in ", in, " + 2*pad ", w.pad[d], " - k ",
-        w.kernel[d], w.dil[d] > 1 ? text(" dilated by ", w.dil[d]) : "", ")/stride ", w.stride[d],
-        " + 1 must be >= 1; Output size is too small");
-  return out;
+  const std::int64_t out = floor_div(span + (ceil_mode ? w.stride[d] - 1 : 0), w.stride[d]) + 1;
+  return ceil_mode && (out - 1) * w.stride[d] >= in + w.pad[d] ? out - 1 : out;
+}
+
+void check_output(const std::string& op, const Params& p, int d) {
+  const Window& w = p.window;
+  check(p.out[d] >= 1, op, ": output ", dim_name(d), " (", p.out[d], ") = (in ", p.in[d], " + 2*pad ", w.pad[d],
+        " - k ", reach(w, d), ")/stride ", w.stride[d], " + 1 must be >= 1",
+        w.dil[d] > 1 ? text(" (kernel_size ", w.kernel[d], " dilated by ", w.dil[d], " covers k ", reach(w, d), ")") : "");
 }
 
 Dims lifted(const std::string& op, const char* argument, const Ints& values, int dims, std::int64_t fill) {
@@ -189,7 +192,10 @@ std::tuple<Tensor, Tensor> forward(Tensor input, Ints kernel, Ints stride, Ints 
   const std::string op = op_name(sizes);
   const int dims = static_cast<int>(sizes.size()) - 2;
   Params p = problem(op, sizes, {kernel, stride, padding, dilation});
-  for (int d = kSpatial - dims; d < kSpatial; ++d) p.out[d] = output_size(op, p.window, d, p.in[d], ceil_mode);
+  for (int d = kSpatial - dims; d < kSpatial; ++d) {
+    p.out[d] = output_size(p.window, d, p.in[d], ceil_mode);
+    check_output(op, p, d);
+  }
   p.dtype = float_dtype(op.c_str(), "input", input);
   p.record = recorded_kind(op, p, record);
   const Layout layout = suggested_layout(input);
@@ -214,8 +220,8 @@ Params recorded_problem(const std::string& op, const Ints& input_size, const Geo
   const int dims = static_cast<int>(pooled.size()) - 2;
   p.out = lift(pooled.data() + 2, dims, 1);
   for (int d = kSpatial - dims; d < kSpatial; ++d) {
-    const std::int64_t least = output_size(op, p.window, d, p.in[d], false);
-    const std::int64_t most = output_size(op, p.window, d, p.in[d], true);
+    const std::int64_t least = output_size(p.window, d, p.in[d], false);
+    const std::int64_t most = output_size(p.window, d, p.in[d], true);
     check(p.out[d] == least || p.out[d] == most, op, ": argmax has ", dim_name(d), " ", p.out[d], ", must be ", least,
           most == least ? "" : text(" (", most, " with ceil_mode)"));
   }
