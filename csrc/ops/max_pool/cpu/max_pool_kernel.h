@@ -55,6 +55,40 @@ inline ivec<C> load_codes(const A* p) {
   return __builtin_convertvector(s, ivec<C>);
 }
 
+// Bytes by hand where the compiler would go lane by lane.
+#if defined(__x86_64__) && CONVNORM_VECTOR_BYTES == 32
+template <>
+inline void store_codes<float, std::uint8_t>(std::uint8_t* p, ivec<float> v) {
+  const __m256i first_bytes = _mm256_set1_epi32(0x0c080400);
+  const __m256i packed = _mm256_shuffle_epi8((__m256i)v, first_bytes);
+  _mm_storel_epi64((__m128i*)p, _mm_unpacklo_epi32(_mm256_castsi256_si128(packed), _mm256_extracti128_si256(packed, 1)));
+}
+template <>
+inline ivec<float> load_codes<float, std::uint8_t>(const std::uint8_t* p) {
+  return (ivec<float>)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
+}
+template <>
+inline ivec<double> load_codes<double, std::uint8_t>(const std::uint8_t* p) {
+  std::int32_t bytes;
+  __builtin_memcpy(&bytes, p, sizeof(bytes));
+  return (ivec<double>)_mm256_cvtepu8_epi64(_mm_cvtsi32_si128(bytes));
+}
+#elif defined(__x86_64__) && CONVNORM_VECTOR_BYTES == 16
+template <>
+inline void store_codes<float, std::uint8_t>(std::uint8_t* p, ivec<float> v) {
+  const __m128i words = _mm_packs_epi32((__m128i)v, (__m128i)v);
+  const std::int32_t bytes = _mm_cvtsi128_si32(_mm_packus_epi16(words, words));
+  __builtin_memcpy(p, &bytes, sizeof(bytes));
+}
+template <>
+inline ivec<float> load_codes<float, std::uint8_t>(const std::uint8_t* p) {
+  std::int32_t bytes;
+  __builtin_memcpy(&bytes, p, sizeof(bytes));
+  const __m128i words = _mm_unpacklo_epi8(_mm_cvtsi32_si128(bytes), _mm_setzero_si128());
+  return (ivec<float>)_mm_unpacklo_epi16(words, _mm_setzero_si128());
+}
+#endif
+
 // Calls f with a null pointer of the recorded type; nullptr where nothing is recorded.
 template <class F>
 inline void with_argmax(Argmax kind, F&& f) {

@@ -78,12 +78,6 @@ inline Slots slots_inside(std::int64_t first, std::int64_t stride, std::int64_t 
   return {begin, imax(begin, end)};
 }
 
-template <class C>
-inline void fill_outside(C* to, Slots inside, std::int64_t n) {
-  for (std::int64_t i = 0; i < inside.begin; ++i) to[i] = kLowest<C>;
-  for (std::int64_t i = inside.end; i < n; ++i) to[i] = kLowest<C>;
-}
-
 // to[i] = from[i] for n elements; the last vector overlaps the one before it.
 template <class T, class C>
 inline void copy_row(const T* from, C* to, std::int64_t n) {
@@ -115,33 +109,25 @@ inline void split_row(const T* from, C* even, C* odd, std::int64_t n) {
   }
 }
 
+// One plane's part of an input row, into the slots of each phase that lie inside the image; the others keep their -inf.
+// `from` is slot 0 of phase 0, phase[f] the distance of phase f from there.
 template <class T, class C>
-inline void pack_phase(const T* from, std::int64_t step, std::int64_t first, std::int64_t stride, Slots inside, C* to) {
-  if (stride == 1 && step == 1) return copy_row(from + first + inside.begin, to + inside.begin, inside.end - inside.begin);
-  for (std::int64_t i = inside.begin; i < inside.end; ++i) to[i] = load1(from + (first + stride * i) * step);
-}
-
-// One plane's part of an input row: `from` is its element 0, `first` the column of slot 0.
-template <class T, class C>
-inline void pack_segment(const Params& p, const RowPlan& r, const T* from, std::int64_t first, C* to) {
-  const std::int64_t stride = p.window.stride[2], step = p.input.s[2], width = p.in[2];
-  if (stride == 2 && r.phases == 2 && step == 1) {
-    C* odd = to + r.packed_row;
-    const Slots e = slots_inside(first, 2, width, r.segment), o = slots_inside(first + 1, 2, width, r.segment);
-    fill_outside(to, e, r.segment);
-    fill_outside(odd, o, r.segment);
-    const std::int64_t begin = imax(e.begin, o.begin), end = imax(begin, imin(e.end, o.end));
-    if (o.begin < begin) odd[o.begin] = load1(from + first + 2 * o.begin + 1);
-    if (e.end > end) to[end] = load1(from + first + 2 * end);
-    split_row(from + first + 2 * begin, to + begin, odd + begin, end - begin);
-    return;
+inline void pack_segment(const RowPlan& r, const T* from, std::int64_t stride, std::int64_t step,
+                         const std::int64_t* phase, const Slots* inside, Slots common, C* to) {
+  if (stride == 1 && step == 1) return copy_row(from + common.begin, to + common.begin, common.end - common.begin);
+  const auto pick = [&](std::int64_t f, std::int64_t i) {
+    to[f * r.packed_row + i] = load1(from + (phase[f] + stride * i) * step);
+  };
+  for (std::int64_t f = 0; f < r.phases; ++f) {
+    for (std::int64_t i = inside[f].begin; i < imin(common.begin, inside[f].end); ++i) pick(f, i);
+    for (std::int64_t i = imax(common.end, inside[f].begin); i < inside[f].end; ++i) pick(f, i);
   }
-  for (std::int64_t f = 0; f < r.phases; ++f, to += r.packed_row) {
-    const std::int64_t phase = f * p.window.dil[2] % stride;
-    const Slots inside = slots_inside(first + phase, stride, width, r.segment);
-    fill_outside(to, inside, r.segment);
-    pack_phase(from, step, first + phase, stride, inside, to);
+  if (stride == 2 && r.phases == 2 && phase[1] == 1 && step == 1) {
+    const std::int64_t begin = common.begin;
+    return split_row(from + 2 * begin, to + begin, to + r.packed_row + begin, common.end - begin);
   }
+  for (std::int64_t i = common.begin; i < common.end; ++i)
+    for (std::int64_t f = 0; f < r.phases; ++f) pick(f, i);
 }
 
 // --- the two folds ----------------------------------------------------------------------------------------------
@@ -234,7 +220,11 @@ struct RowPool {
   C* value = nullptr;            // [row]
   I* code = nullptr;
   I* first_code = nullptr;       // [row] code of the first tap inside the image
-  std::int64_t* tap = nullptr;   // [k_w] where a tap starts in packed
+  std::int64_t* tap = nullptr;    // [k_w] where a tap starts in packed
+  std::int64_t* phase = nullptr;  // [phases] its first column
+  Slots* inside = nullptr;        // [phases] its slots inside the image
+  Slots common{0, 0};             // slots inside in every phase
+  const T** source = nullptr;     // [group] the planes of a task
   std::int64_t* held = nullptr;  // [k_d][slots] the input row that a ring row was made of
   RingRow<C>* window = nullptr;  // [k_d * k_h]
 
@@ -247,6 +237,9 @@ struct RowPool {
     code = arena.take<I>(kRecord ? r.row : 0);
     first_code = arena.take<I>(kRecord ? r.row : 0);
     tap = arena.take<std::int64_t>(p.window.kernel[2]);
+    phase = arena.take<std::int64_t>(r.phases);
+    inside = arena.take<Slots>(r.phases);
+    source = arena.take<const T*>(r.group);
     held = arena.take<std::int64_t>(ring);
     window = arena.take<RingRow<C>>(p.window.kernel[0] * p.window.kernel[1]);
   }
@@ -265,11 +258,18 @@ struct RowPool {
     const Window& w = p.window;
     for (std::int64_t t = 0; t < w.kernel[2]; ++t)
       tap[t] = t % r.phases * r.packed_row + t * w.dil[2] / w.stride[2];
-    for (std::int64_t i = 0; i < r.phases * r.packed_row; ++i) packed[i] = kLowest<C>;
+    for (std::int64_t f = 0; f < r.phases; ++f) phase[f] = f * w.dil[2] % w.stride[2];
   }
 
   void prepare_block(std::int64_t ow) {
     for (std::int64_t i = 0; i < p.window.kernel[0] * r.slots; ++i) held[i] = -1;
+    for (std::int64_t i = 0; i < r.phases * r.packed_row; ++i) packed[i] = kLowest<C>;
+    common = {0, r.segment};
+    for (std::int64_t f = 0; f < r.phases; ++f) {
+      inside[f] = slots_inside(at(p, 2, ow, 0) + phase[f], p.window.stride[2], p.in[2], r.segment);
+      common = {imax(common.begin, inside[f].begin), imin(common.end, inside[f].end)};
+    }
+    common.end = imax(common.begin, common.end);
     if (!kRecord) return;
     for (std::int64_t i = 0; i < r.row; ++i) first_code[i] = 0;
     for (std::int64_t i = 0; i < r.block && at(p, 2, ow + i, 0) < 0; ++i)
@@ -277,11 +277,10 @@ struct RowPool {
         first_code[g * r.segment + i] = static_cast<I>(taps_inside(p, 2, ow + i).begin * code_step());
   }
 
-  void columns(std::int64_t first_plane, std::int64_t planes, std::int64_t id, std::int64_t ih, std::int64_t ow,
-               C* to_value, I* to_code) {
-    const T* row = input + id * p.input.s[0] + ih * p.input.s[1];
+  void columns(std::int64_t planes, std::int64_t id, std::int64_t ih, std::int64_t ow, C* to_value, I* to_code) {
+    const std::int64_t first = id * p.input.s[0] + ih * p.input.s[1] + at(p, 2, ow, 0) * p.input.s[2];
     for (std::int64_t g = 0; g < planes; ++g)
-      pack_segment(p, r, row + plane_offset(p.input, first_plane + g), at(p, 2, ow, 0), packed + g * r.segment);
+      pack_segment(r, source[g] + first, p.window.stride[2], p.input.s[2], phase, inside, common, packed + g * r.segment);
     const auto fold = p.window.kernel[2] == 2   ? fold_columns<kRecord, 2, C>
                       : p.window.kernel[2] == 3 ? fold_columns<kRecord, 3, C>
                                                 : fold_columns<kRecord, 0, C>;
@@ -289,8 +288,7 @@ struct RowPool {
   }
 
   // The ring rows of output row (od, oh), made where they are not there yet.
-  std::int64_t collect(std::int64_t first_plane, std::int64_t planes, std::int64_t od, std::int64_t oh,
-                       std::int64_t ow) {
+  std::int64_t collect(std::int64_t planes, std::int64_t od, std::int64_t oh, std::int64_t ow) {
     const Taps d = taps_inside(p, 0, od), h = taps_inside(p, 1, oh);
     std::int64_t rows = 0;
     for (std::int64_t td = d.begin; td < d.end; ++td) {
@@ -299,7 +297,7 @@ struct RowPool {
         const std::int64_t slot = r.ring_slot(td, th, ih);
         C* v = ring_value + slot * r.row;
         I* c = ring_code + slot * r.row;
-        if (held[slot] != id * p.in[1] + ih) columns(first_plane, planes, id, ih, ow, v, c);
+        if (held[slot] != id * p.in[1] + ih) columns(planes, id, ih, ow, v, c);
         held[slot] = id * p.in[1] + ih;
         window[rows++] = {v, c, row_code(od, td, oh, th)};
       }
@@ -323,10 +321,11 @@ struct RowPool {
     const std::int64_t od = task / r.row_tasks % p.out[0];
     const std::int64_t first_plane = task / r.row_tasks / p.out[0] * r.group;
     const std::int64_t planes = imin(r.group, r.planes - first_plane);
+    for (std::int64_t g = 0; g < planes; ++g) source[g] = input + plane_offset(p.input, first_plane + g);
     for (std::int64_t ow = 0; ow < p.out[2]; ow += r.block) {
       prepare_block(ow);
       for (std::int64_t oh = oh_begin; oh < oh_end; ++oh) {
-        const std::int64_t rows = collect(first_plane, planes, od, oh, ow);
+        const std::int64_t rows = collect(planes, od, oh, ow);
         const auto fold = rows == 2   ? fold_rows<kRecord, 2, C>
                           : rows == 3 ? fold_rows<kRecord, 3, C>
                                       : fold_rows<kRecord, 0, C>;

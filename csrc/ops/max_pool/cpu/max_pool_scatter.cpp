@@ -18,9 +18,10 @@ struct Sums {
   std::int64_t row, rows;   // elements of a row, rows in the plane
   std::int64_t zeroed = 0;  // rows that are ready
 
+  // In steps of at least 16 KB, so that narrow planes take one step.
   void zero_to(std::int64_t end) {
-    if (end > rows) end = rows;
     if (end <= zeroed) return;
+    end = imin(rows, imax(end, zeroed + 16384 / (row * static_cast<std::int64_t>(sizeof(C))) + 1));
     std::memset(data + zeroed * row, 0, (end - zeroed) * row * sizeof(C));
     zeroed = end;
   }
@@ -64,8 +65,9 @@ void scatter_plane(const Params& p, const T* grad, const A* argmax, const std::i
   const bool anywhere = std::is_same_v<A, std::int64_t>;  // an index is not bound to its window
   for (std::int64_t od = 0; od < p.out[0]; ++od)
     for (std::int64_t oh = 0; oh < p.out[1]; ++oh) {
-      const std::int64_t last_d = taps_inside(p, 0, od).end - 1, last_h = taps_inside(p, 1, oh).end - 1;
-      sums.zero_to(anywhere ? sums.rows : at(p, 0, od, last_d) * p.in[1] + at(p, 1, oh, last_h) + 1);
+      const std::int64_t last_d = imin(p.in[0] - 1, at(p, 0, od, p.window.kernel[0] - 1)),
+                         last_h = imin(p.in[1] - 1, at(p, 1, oh, p.window.kernel[1] - 1));
+      sums.zero_to(anywhere ? sums.rows : last_d * p.in[1] + last_h + 1);
       const std::int64_t first = (at(p, 0, od, 0) * p.in[1] + at(p, 1, oh, 0)) * p.in[2] + at(p, 2, 0, 0);
       add_row(p, grad + od * p.output.s[0] + oh * p.output.s[1], argmax + od * p.argmax.s[0] + oh * p.argmax.s[1],
               first, distance, data);
