@@ -117,12 +117,25 @@ const char* refuse_channels(const Params& p) {
   return refuse_all_vectors(p);
 }
 
+// Windows that cover one input position, at most.
+std::int64_t covers(const Params& p) {
+  std::int64_t n = 1;
+  for (int d = 0; d < kSpatial; ++d) n *= (p.window.kernel[d] + p.window.stride[d] - 1) / p.window.stride[d];
+  return n;
+}
+
+const char* refuse_backward_rows(const Params& p) {
+  if (p.input.s[2] != 1) return "columns of grad_input are not adjacent";
+  if (covers(p) > 12) return "more than 12 windows cover a position: scattering is less work";
+  if (p.window.kernel[2] > 64) return "windows are more than 64 wide: scattering is less work";
+  if (p.out[2] > 65536) return "rows are longer than 65536: the packed row leaves the cache";
+  return refuse_all_vectors(p);
+}
+
 template <int kBytes>
 const char* refuse_backward_channels(const Params& p) {
   if (p.input.c != 1 || p.output.c != 1 || p.argmax.c != 1) return "channels are not adjacent in all three tensors";
-  std::int64_t covers = 1;
-  for (int d = 0; d < kSpatial; ++d) covers *= (p.window.kernel[d] + p.window.stride[d] - 1) / p.window.stride[d];
-  if (covers > 64) return "more than 64 windows cover a position: scattering is less work";
+  if (covers(p) > 64) return "more than 64 windows cover a position: scattering is less work";
   if (const char* reason = too_few_channels<kBytes>(p)) return reason;
   return refuse_all_vectors(p);
 }
@@ -136,7 +149,8 @@ using Backward = Kernel<BackwardFn>;
 
 constexpr const char* kChannels = "vectors over channels, best value and position in registers";
 constexpr const char* kRows = "vectors along rows of several planes, separable window";
-constexpr const char* kCovers = "vectors over channels, gathers from the covering windows";
+constexpr const char* kBackChannels = "vectors over channels, gathers from the covering windows";
+constexpr const char* kBackRows = "vectors along rows of several planes, gathers from the covering windows";
 
 std::span<const Forward> forward_kernels() {
   static const Forward rows[] = {
@@ -156,13 +170,16 @@ std::span<const Forward> forward_kernels() {
 std::span<const Backward> backward_kernels() {
   static const Backward rows[] = {
 #if defined(__x86_64__)
-      {"max_pool_backward_channels_avx512", kCovers, Isa::avx512, refuse_backward_channels<64>,
+      {"max_pool_backward_channels_avx512", kBackChannels, Isa::avx512, refuse_backward_channels<64>,
        kernels_avx512.backward_channels},
-      {"max_pool_backward_channels_avx2", kCovers, Isa::avx2, refuse_backward_channels<32>,
+      {"max_pool_backward_rows_avx512", kBackRows, Isa::avx512, refuse_backward_rows, kernels_avx512.backward_rows},
+      {"max_pool_backward_channels_avx2", kBackChannels, Isa::avx2, refuse_backward_channels<32>,
        kernels_avx2.backward_channels},
+      {"max_pool_backward_rows_avx2", kBackRows, Isa::avx2, refuse_backward_rows, kernels_avx2.backward_rows},
 #endif
-      {"max_pool_backward_channels_generic", kCovers, Isa::generic, refuse_backward_channels<16>,
+      {"max_pool_backward_channels_generic", kBackChannels, Isa::generic, refuse_backward_channels<16>,
        kernels_generic.backward_channels},
+      {"max_pool_backward_rows_generic", kBackRows, Isa::generic, refuse_backward_rows, kernels_generic.backward_rows},
       {"max_pool_backward_scatter", "adds each gradient where its tap was, plane by plane", Isa::generic,
        refuse_scatter, backward_scatter},
       {"max_pool_backward_direct", "plain loops", Isa::generic, nullptr, backward_direct},

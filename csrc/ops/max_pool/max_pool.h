@@ -86,9 +86,10 @@ struct Kernel {
 
 // What each instruction set exports.
 struct Kernels {
-  ForwardFn forward_rows;          // vectors along the output row (cpu/max_pool_rows.h)
-  ForwardFn forward_channels;      // vectors over channels (cpu/max_pool_channels.h)
-  BackwardFn backward_channels;    // vectors over channels, each gradient written once
+  ForwardFn forward_rows;        // vectors along the output row (cpu/max_pool_rows.h)
+  ForwardFn forward_channels;    // vectors over channels (cpu/max_pool_channels.h)
+  BackwardFn backward_rows;      // their backwards, each gradient written once
+  BackwardFn backward_channels;
 };
 extern const Kernels kernels_generic;
 #if defined(__x86_64__)

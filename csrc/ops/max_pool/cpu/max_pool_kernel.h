@@ -117,3 +117,5 @@ struct Arena {
 
 #include "ops/max_pool/cpu/max_pool_channels.h"
 #include "ops/max_pool/cpu/max_pool_rows.h"
+#include "ops/max_pool/cpu/max_pool_backward_channels.h"
+#include "ops/max_pool/cpu/max_pool_backward_rows.h"
