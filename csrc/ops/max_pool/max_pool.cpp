@@ -127,7 +127,9 @@ std::int64_t covers(const Params& p) {
 const char* refuse_backward_rows(const Params& p) {
   if (p.input.s[2] != 1) return "columns of grad_input are not adjacent";
   if (covers(p) > 12) return "more than 12 windows cover a position: scattering is less work";
-  if (p.window.kernel[2] > 64) return "windows are more than 64 wide: scattering is less work";
+  const bool one_phase = p.window.stride[2] == 1;
+  const bool two_phases = p.window.stride[2] == 2 && p.window.dil[2] % 2 == 1 && p.window.kernel[2] > 1;
+  if (!one_phase && !two_phases) return "the stride along the row is not 1 or 2";
   if (p.out[2] > 65536) return "rows are longer than 65536: the packed row leaves the cache";
   return refuse_all_vectors(p);
 }

@@ -5,13 +5,15 @@
 //   summing slot j of phase f of an input row is the column  f*dil % stride + stride*j - pad;  tap t of phase t % phases
 //           reads slot j - t*dil/stride of the output row: every tap is a run of consecutive gradients, added where the
 //           code names it. Taps go down, so that windows go up: the order of all kernels
-//   storing phases are interleaved into the row; columns that no window reaches are zero
+//   storing one phase (stride 1) or two interleaved (stride 2); columns that no window reaches are zero
 //
 // Each gradient is written once.
 #pragma once
 
 namespace convnorm::max_pool {
 namespace {
+
+constexpr std::int64_t kBackTarget = 512;  // slots side by side: with two rows of gradients and codes, 16 KB
 
 struct BackPlan {
   std::int64_t planes, group, groups;
@@ -28,7 +30,7 @@ inline BackPlan plan_backward(const Params& p, std::int64_t lanes) {
   b.phases = imin(w.kernel[2], w.stride[2] / gcd(w.stride[2], w.dil[2]));
   b.shift = (w.kernel[2] - 1) * w.dil[2] / w.stride[2];
   b.segment = p.out[2] + b.shift;
-  b.group = imax(1, imin(b.planes, kRowTarget / b.segment));
+  b.group = imax(1, imin(b.planes, kBackTarget / b.segment));
   b.groups = ceil_div(b.planes, b.group);
   b.row = ceil_div(b.group * b.segment, lanes) * lanes;
   b.slots = imin(p.out[1], ceil_div(reach(w, 1), w.stride[1]));
@@ -66,7 +68,7 @@ inline void join_rows(const C* even, const C* odd, T* to, std::int64_t n) {
   }
 }
 
-// A packed output row that covers the input row, and the code of its first tap in that row.
+// A packed output row that covers the input row, from some slot on, and the code of a tap in it.
 template <class C>
 struct CoverRow {
   const C* grad;
@@ -92,6 +94,8 @@ struct RowSpread {
   std::int64_t* held = nullptr;  // [deep][slots] the output row that a ring row was made of
   Slots* inside = nullptr;       // [phases] slots whose columns lie in the image
   CoverRow<C>* cover = nullptr;  // [deep * slots]
+  PlaneStart* plane = nullptr;   // [group] the planes of a task
+  CoverRow<C>* tap = nullptr;    // [deep * slots * k_w]
 
   void carve(Arena& arena) {
     const std::int64_t ring = b.deep * b.slots;
@@ -101,10 +105,11 @@ struct RowSpread {
     held = arena.take<std::int64_t>(ring);
     inside = arena.take<Slots>(b.phases);
     cover = arena.take<CoverRow<C>>(ring);
+    plane = arena.take<PlaneStart>(b.group);
+    tap = arena.take<CoverRow<C>>(ring * p.window.kernel[2]);
   }
 
   std::int64_t phase(std::int64_t f) const { return f * p.window.dil[2] % p.window.stride[2]; }
-  std::int64_t plane_offset(const Strides& s, std::int64_t q) const { return q / p.c * s.n + q % p.c * s.c; }
 
   // What names tap (td, th, 0) once the window's place is taken off.
   std::int64_t row_code(std::int64_t td, std::int64_t th) const {
@@ -119,12 +124,12 @@ struct RowSpread {
       inside[f] = slots_inside(phase(f) - p.window.pad[2], p.window.stride[2], p.in[2], b.segment);
   }
 
-  void pack(std::int64_t first_plane, std::int64_t planes, std::int64_t od, std::int64_t oh, C* grad, I* code) {
+  void pack(std::int64_t planes, std::int64_t od, std::int64_t oh, C* grad, I* code) {
     const std::int64_t n = p.out[2], step = p.output.s[2], code_step = p.argmax.s[2];
     const std::int64_t base = (at(p, 0, od, 0) * p.in[1] + at(p, 1, oh, 0)) * p.in[2] - p.window.pad[2];
     for (std::int64_t g = 0; g < planes; ++g, grad += b.segment, code += b.segment) {
-      const T* from = grad_output + plane_offset(p.output, first_plane + g) + od * p.output.s[0] + oh * p.output.s[1];
-      const A* arg = argmax + plane_offset(p.argmax, first_plane + g) + od * p.argmax.s[0] + oh * p.argmax.s[1];
+      const T* from = grad_output + plane[g].output + od * p.output.s[0] + oh * p.output.s[1];
+      const A* arg = argmax + plane[g].argmax + od * p.argmax.s[0] + oh * p.argmax.s[1];
       if (step == 1) copy_row(from, grad + b.shift, n);
       else for (std::int64_t i = 0; i < n; ++i) grad[b.shift + i] = load1(from + i * step);
       if (kIndex || code_step != 1 || n < kLanes<C>) {
@@ -140,14 +145,14 @@ struct RowSpread {
     }
   }
 
-  std::int64_t collect(std::int64_t first_plane, std::int64_t planes, std::int64_t id, std::int64_t ih) {
+  std::int64_t collect(std::int64_t planes, std::int64_t id, std::int64_t ih) {
     std::int64_t n = 0;
     covering(p, 0, id, [&](std::int64_t od, std::int64_t td) {
       covering(p, 1, ih, [&](std::int64_t oh, std::int64_t th) {
         const std::int64_t slot = od % b.deep * b.slots + oh % b.slots;
         C* grad = ring_grad + slot * (b.shift + b.row);
         I* code = ring_code + slot * (b.shift + b.row);
-        if (held[slot] != od * p.out[1] + oh) pack(first_plane, planes, od, oh, grad, code);
+        if (held[slot] != od * p.out[1] + oh) pack(planes, od, oh, grad, code);
         held[slot] = od * p.out[1] + oh;
         cover[n++] = {grad, code, row_code(td, th)};
       });
@@ -155,41 +160,53 @@ struct RowSpread {
     return n;
   }
 
-  void sum_phase(std::int64_t f, std::int64_t covers, C* to) const {
-    const std::int64_t last = f + (p.window.kernel[2] - 1 - f) / b.phases * b.phases;
+  // The taps of phase f over all covering rows, in the order of their windows.
+  std::int64_t list_taps(std::int64_t f, std::int64_t covers) {
     const std::int64_t dil = p.window.dil[2], stride = p.window.stride[2], code_step = kIndex ? dil : 1;
-    for (std::int64_t j = 0; j < b.row; j += kLanes<C>) {
-      vec<C> sum{};
-      for (std::int64_t k = 0; k < covers; ++k)
-        for (std::int64_t t = last, back = b.shift - last * dil / stride; t >= 0;
-             t -= b.phases, back += b.phases * dil / stride) {
-          const auto named = load_code<C>(cover[k].code + back + j) == splat_code<C>(cover[k].row_code + t * code_step);
-          sum += named ? load(cover[k].grad + back + j) : vec<C>{};
-        }
-      store(to + j, sum);
-    }
+    const std::int64_t last = f + (p.window.kernel[2] - 1 - f) / b.phases * b.phases;
+    std::int64_t n = 0;
+    for (std::int64_t k = 0; k < covers; ++k)
+      for (std::int64_t t = last; t >= 0; t -= b.phases) {
+        const std::int64_t back = b.shift - t * dil / stride;
+        tap[n++] = {cover[k].grad + back, cover[k].code + back, cover[k].row_code + t * code_step};
+      }
+    return n;
   }
 
+  template <int kVectors>
+  void sum_slots(std::int64_t taps, std::int64_t j, C* to) const {
+    vec<C> sum[kVectors] = {};
+    for (std::int64_t k = 0; k < taps; ++k) {
+      const auto code = splat_code<C>(tap[k].row_code);
+      for (int u = 0; u < kVectors; ++u) {
+        const std::int64_t i = j + u * kLanes<C>;
+        sum[u] += load_code<C>(tap[k].code + i) == code ? load(tap[k].grad + i) : vec<C>{};
+      }
+    }
+    for (int u = 0; u < kVectors; ++u) store(to + j + u * kLanes<C>, sum[u]);
+  }
+
+  void sum_phase(std::int64_t f, std::int64_t covers, C* to) {
+    const std::int64_t taps = list_taps(f, covers);
+    std::int64_t j = 0;
+    for (; j + 4 * kLanes<C> <= b.row; j += 4 * kLanes<C>) sum_slots<4>(taps, j, to);
+    for (; j < b.row; j += kLanes<C>) sum_slots<1>(taps, j, to);
+  }
+
+  // One plane's part of the row: its only phase, or its two phases interleaved.
   void emit(T* to, const C* from) const {
-    const std::int64_t stride = p.window.stride[2], pad = p.window.pad[2];
-    if (stride == 1) {
+    const std::int64_t pad = p.window.pad[2];
+    if (b.phases == 1) {
       const Slots s = inside[0];
       emit_values(from + s.begin, to + s.begin - pad, 1, s.end - s.begin);
       for (std::int64_t i = s.end - pad; i < p.in[2]; ++i) store1(to + i, C{});
       return;
     }
-    if (stride == 2 && b.phases == 2) {
-      const std::int64_t begin = imax(inside[0].begin, inside[1].begin), end = imin(inside[0].end, inside[1].end);
-      if (inside[1].begin < begin) store1(to, from[b.row + inside[1].begin]);
-      join_rows(from + begin, from + b.row + begin, to + 2 * begin - pad, end - begin);
-      if (inside[0].end > end) store1(to + 2 * end - pad, from[end]);
-      for (std::int64_t i = imax(2 * inside[0].end - 1, 2 * inside[1].end) - pad; i < p.in[2]; ++i) store1(to + i, C{});
-      return;
-    }
-    for (std::int64_t i = 0; i < p.in[2]; ++i) store1(to + i, C{});
-    for (std::int64_t f = 0; f < b.phases; ++f)
-      for (std::int64_t j = inside[f].begin; j < inside[f].end; ++j)
-        store1(to + phase(f) + stride * j - pad, from[f * b.row + j]);
+    const std::int64_t begin = imax(inside[0].begin, inside[1].begin), end = imin(inside[0].end, inside[1].end);
+    if (inside[1].begin < begin) store1(to, from[b.row + inside[1].begin]);
+    join_rows(from + begin, from + b.row + begin, to + 2 * begin - pad, end - begin);
+    if (inside[0].end > end) store1(to + 2 * end - pad, from[end]);
+    for (std::int64_t i = imax(2 * inside[0].end - 1, 2 * inside[1].end) - pad; i < p.in[2]; ++i) store1(to + i, C{});
   }
 
   void run(std::int64_t task) {
@@ -197,13 +214,13 @@ struct RowSpread {
     const std::int64_t id = task / b.row_tasks % p.in[0];
     const std::int64_t first_plane = task / b.row_tasks / p.in[0] * b.group;
     const std::int64_t planes = imin(b.group, b.planes - first_plane);
+    for (std::int64_t g = 0; g < planes; ++g) plane[g] = plane_start(p, first_plane + g);
     for (std::int64_t i = 0; i < b.deep * b.slots; ++i) held[i] = -1;
     for (std::int64_t ih = begin; ih < end; ++ih) {
-      const std::int64_t covers = collect(first_plane, planes, id, ih);
+      const std::int64_t covers = collect(planes, id, ih);
       for (std::int64_t f = 0; f < b.phases; ++f) sum_phase(f, covers, sums + f * b.row);
       for (std::int64_t g = 0; g < planes; ++g)
-        emit(grad_input + plane_offset(p.input, first_plane + g) + id * p.input.s[0] + ih * p.input.s[1],
-             sums + g * b.segment);
+        emit(grad_input + plane[g].input + id * p.input.s[0] + ih * p.input.s[1], sums + g * b.segment);
     }
   }
 };

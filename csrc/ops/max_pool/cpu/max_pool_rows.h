@@ -30,7 +30,7 @@ struct RowPlan {
   }
 };
 
-constexpr std::int64_t kRowTarget = 128;     // slots side by side: a few vectors, so that tails and loop starts vanish
+constexpr std::int64_t kRowTarget = 256;     // slots side by side: many vectors, so that what is done once per row vanishes
 constexpr std::int64_t kBlockTarget = 256;   // output columns per pass: the ring of a 3x3 window stays below 8 KB
 constexpr std::int64_t kTaskTarget = 65536;  // input elements per task: 15 us of work
 
@@ -55,6 +55,17 @@ inline RowPlan plan_rows(const Params& p, std::int64_t lanes) {
   r.task_rows = imin(p.out[1], imax(8, ceil_div(kTaskTarget, row_cost)));
   r.row_tasks = ceil_div(p.out[1], r.task_rows);
   return r;
+}
+
+// Where plane q of n*c starts in each tensor.
+struct PlaneStart {
+  std::int64_t input, output, argmax;
+};
+
+inline PlaneStart plane_start(const Params& p, std::int64_t q) {
+  const std::int64_t n = q / p.c, c = q % p.c;
+  const auto start = [n, c](const Strides& s) { return n * s.n + c * s.c; };
+  return {start(p.input), start(p.output), start(p.argmax)};
 }
 
 // --- packing --------------------------------------------------------------------------------------------------
@@ -224,7 +235,7 @@ struct RowPool {
   std::int64_t* phase = nullptr;  // [phases] its first column
   Slots* inside = nullptr;        // [phases] its slots inside the image
   Slots common{0, 0};             // slots inside in every phase
-  const T** source = nullptr;     // [group] the planes of a task
+  PlaneStart* plane = nullptr;    // [group] the planes of a task
   std::int64_t* held = nullptr;  // [k_d][slots] the input row that a ring row was made of
   RingRow<C>* window = nullptr;  // [k_d * k_h]
 
@@ -239,7 +250,7 @@ struct RowPool {
     tap = arena.take<std::int64_t>(p.window.kernel[2]);
     phase = arena.take<std::int64_t>(r.phases);
     inside = arena.take<Slots>(r.phases);
-    source = arena.take<const T*>(r.group);
+    plane = arena.take<PlaneStart>(r.group);
     held = arena.take<std::int64_t>(ring);
     window = arena.take<RingRow<C>>(p.window.kernel[0] * p.window.kernel[1]);
   }
@@ -251,8 +262,6 @@ struct RowPool {
     if (kIndex) return (at(p, 0, od, td) * p.in[1] + at(p, 1, oh, th)) * p.in[2];
     return (td * p.window.kernel[1] + th) * p.window.kernel[2];
   }
-
-  std::int64_t plane_offset(const Strides& s, std::int64_t q) const { return q / p.c * s.n + q % p.c * s.c; }
 
   void prepare() {
     const Window& w = p.window;
@@ -280,7 +289,7 @@ struct RowPool {
   void columns(std::int64_t planes, std::int64_t id, std::int64_t ih, std::int64_t ow, C* to_value, I* to_code) {
     const std::int64_t first = id * p.input.s[0] + ih * p.input.s[1] + at(p, 2, ow, 0) * p.input.s[2];
     for (std::int64_t g = 0; g < planes; ++g)
-      pack_segment(r, source[g] + first, p.window.stride[2], p.input.s[2], phase, inside, common, packed + g * r.segment);
+      pack_segment(r, input + plane[g].input + first, p.window.stride[2], p.input.s[2], phase, inside, common, packed + g * r.segment);
     const auto fold = p.window.kernel[2] == 2   ? fold_columns<kRecord, 2, C>
                       : p.window.kernel[2] == 3 ? fold_columns<kRecord, 3, C>
                                                 : fold_columns<kRecord, 0, C>;
@@ -305,14 +314,12 @@ struct RowPool {
     return rows;
   }
 
-  void emit(std::int64_t plane, std::int64_t g, std::int64_t od, std::int64_t oh, std::int64_t ow) {
+  void emit(std::int64_t g, std::int64_t od, std::int64_t oh, std::int64_t ow) {
     const std::int64_t n = imin(r.block, p.out[2] - ow);
-    const auto place = [&](const Strides& s) {
-      return plane_offset(s, plane) + od * s.s[0] + oh * s.s[1] + ow * s.s[2];
-    };
-    emit_values(value + g * r.segment, output + place(p.output), p.output.s[2], n);
+    const auto place = [&](const Strides& s) { return od * s.s[0] + oh * s.s[1] + ow * s.s[2]; };
+    emit_values(value + g * r.segment, output + plane[g].output + place(p.output), p.output.s[2], n);
     if constexpr (kRecord)
-      emit_codes<C>(code + g * r.segment, argmax + place(p.argmax), p.argmax.s[2], n, at(p, 2, ow, 0),
+      emit_codes<C>(code + g * r.segment, argmax + plane[g].argmax + place(p.argmax), p.argmax.s[2], n, at(p, 2, ow, 0),
                     p.window.stride[2]);
   }
 
@@ -321,7 +328,7 @@ struct RowPool {
     const std::int64_t od = task / r.row_tasks % p.out[0];
     const std::int64_t first_plane = task / r.row_tasks / p.out[0] * r.group;
     const std::int64_t planes = imin(r.group, r.planes - first_plane);
-    for (std::int64_t g = 0; g < planes; ++g) source[g] = input + plane_offset(p.input, first_plane + g);
+    for (std::int64_t g = 0; g < planes; ++g) plane[g] = plane_start(p, first_plane + g);
     for (std::int64_t ow = 0; ow < p.out[2]; ow += r.block) {
       prepare_block(ow);
       for (std::int64_t oh = oh_begin; oh < oh_end; ++oh) {
@@ -330,7 +337,7 @@ struct RowPool {
                           : rows == 3 ? fold_rows<kRecord, 3, C>
                                       : fold_rows<kRecord, 0, C>;
         fold(window, rows, r.row, value, code);
-        for (std::int64_t g = 0; g < planes; ++g) emit(first_plane + g, g, od, oh, ow);
+        for (std::int64_t g = 0; g < planes; ++g) emit(g, od, oh, ow);
       }
     }
   }

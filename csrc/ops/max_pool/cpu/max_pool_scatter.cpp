@@ -16,42 +16,44 @@ template <class C>
 struct Sums {
   C* data;
   std::int64_t row, rows;   // elements of a row, rows in the plane
+  std::int64_t least;       // rows zeroed at a time: 16 KB, so that narrow planes take one step
   std::int64_t zeroed = 0;  // rows that are ready
 
-  // In steps of at least 16 KB, so that narrow planes take one step.
   void zero_to(std::int64_t end) {
     if (end <= zeroed) return;
-    end = imin(rows, imax(end, zeroed + 16384 / (row * static_cast<std::int64_t>(sizeof(C))) + 1));
+    end = imin(rows, imax(end, zeroed + least));
     std::memset(data + zeroed * row, 0, (end - zeroed) * row * sizeof(C));
     zeroed = end;
   }
 };
 
-// From the window's first position to tap t, in elements of the plane.
+// From the window's first position to tap t, in elements of the plane. A byte that names no tap leads out of the plane.
 const std::int64_t* tap_distances(const Params& p) {
   const Window& w = p.window;
-  auto* distance = static_cast<std::int64_t*>(scratch_bytes(Slot::shared, positions(w) * sizeof(std::int64_t)));
+  const std::int64_t entries = p.record == Argmax::offset8 ? 256 : positions(w);
+  auto* distance = static_cast<std::int64_t*>(scratch_bytes(Slot::shared, entries * sizeof(std::int64_t)));
   std::int64_t* next = distance;
   for (std::int64_t d = 0; d < w.kernel[0]; ++d)
     for (std::int64_t h = 0; h < w.kernel[1]; ++h)
       for (std::int64_t i = 0; i < w.kernel[2]; ++i)
         *next++ = (d * w.dil[0] * p.in[1] + h * w.dil[1]) * p.in[2] + i * w.dil[2];
+  while (next < distance + entries) *next++ = std::numeric_limits<std::int64_t>::min() / 2;
   return distance;
 }
 
-// A record that names nothing in the plane adds nothing: it can only come from a caller of the raw op.
+// One output row into the plane. A record that names nothing in the plane adds nothing: it can only come from a caller
+// of the raw op.
 template <class T, class A, class C>
-void add_row(const Params& p, const T* grad, const A* argmax, std::int64_t first, const std::int64_t* distance, C* sums) {
-  const std::int64_t grad_step = p.output.s[2], argmax_step = p.argmax.s[2], stride = p.window.stride[2];
-  const auto size = static_cast<std::uint64_t>(plane(p)), taps = static_cast<std::uint64_t>(positions(p.window));
-  for (std::int64_t o = 0; o < p.out[2]; ++o) {
-    const auto code = static_cast<std::uint64_t>(argmax[o * argmax_step]);
-    std::uint64_t place = code;
-    if constexpr (!std::is_same_v<A, std::int64_t>) {
-      if (code >= taps) continue;
-      place = static_cast<std::uint64_t>(first + o * stride + distance[code]);
-    }
-    if (place < size) sums[place] += load1(grad + o * grad_step);
+inline void add_row(const T* grad, std::int64_t grad_step, const A* argmax, std::int64_t argmax_step, std::int64_t n,
+                    std::int64_t first, std::int64_t stride, const std::int64_t* distance, std::int64_t taps, C* sums,
+                    std::uint64_t size) {
+  for (std::int64_t o = 0; o < n; ++o, first += stride) {
+    const A code = argmax[o * argmax_step];
+    std::int64_t place = code;
+    if constexpr (sizeof(A) == 4)
+      if (code < 0 || code >= taps) continue;
+    if constexpr (sizeof(A) != 8) place = first + distance[code];
+    if (static_cast<std::uint64_t>(place) < size) sums[place] += load1(grad + o * grad_step);
   }
 }
 
@@ -61,7 +63,8 @@ void scatter_plane(const Params& p, const T* grad, const A* argmax, const std::i
   const bool in_place = std::is_same_v<T, C> && p.input.s[2] == 1;
   C* data = in_place ? reinterpret_cast<C*>(to)
                      : static_cast<C*>(scratch_bytes(Slot::local, plane(p) * sizeof(C)));
-  Sums<C> sums{data, p.in[2], p.in[0] * p.in[1]};
+  Sums<C> sums{data, p.in[2], p.in[0] * p.in[1], 1 + 16384 / static_cast<std::int64_t>(p.in[2] * sizeof(C))};
+  const std::int64_t taps = positions(p.window), gs = p.output.s[2], as = p.argmax.s[2];
   const bool anywhere = std::is_same_v<A, std::int64_t>;  // an index is not bound to its window
   for (std::int64_t od = 0; od < p.out[0]; ++od)
     for (std::int64_t oh = 0; oh < p.out[1]; ++oh) {
@@ -69,8 +72,12 @@ void scatter_plane(const Params& p, const T* grad, const A* argmax, const std::i
                          last_h = imin(p.in[1] - 1, at(p, 1, oh, p.window.kernel[1] - 1));
       sums.zero_to(anywhere ? sums.rows : last_d * p.in[1] + last_h + 1);
       const std::int64_t first = (at(p, 0, od, 0) * p.in[1] + at(p, 1, oh, 0)) * p.in[2] + at(p, 2, 0, 0);
-      add_row(p, grad + od * p.output.s[0] + oh * p.output.s[1], argmax + od * p.argmax.s[0] + oh * p.argmax.s[1],
-              first, distance, data);
+      const T* g = grad + od * p.output.s[0] + oh * p.output.s[1];
+      const A* arg = argmax + od * p.argmax.s[0] + oh * p.argmax.s[1];
+      const auto add = [&](std::int64_t grad_step, std::int64_t argmax_step) {
+        add_row(g, grad_step, arg, argmax_step, p.out[2], first, p.window.stride[2], distance, taps, data, plane(p));
+      };
+      gs == 1 && as == 1 ? add(1, 1) : add(gs, as);
     }
   sums.zero_to(sums.rows);
   if (in_place) return;
