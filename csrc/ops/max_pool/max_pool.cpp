@@ -9,7 +9,8 @@
 namespace convnorm::max_pool {
 namespace {
 
-// --- geometry and checks ----------------------------------------------------------------------------------------
+// --- geometry and checks
+// ----------------------------------------------------------------------------------------
 
 std::int64_t floor_div(std::int64_t a, std::int64_t b) { return a / b - (a % b != 0 && (a < 0) != (b < 0)); }
 
@@ -17,11 +18,12 @@ void check_window(const std::string& op, const Window& w, int dims) {
   for (int d = kSpatial - dims; d < kSpatial; ++d) {
     const std::string in_dim = text(" (", dim_name(d), ")");
     check(w.kernel[d] > 0, op, ": kernel_size ", w.kernel[d], in_dim, " must be greater than zero");
-    check(w.stride[d] > 0, op, ": stride ", w.stride[d], in_dim, " must be greater than zero; stride should not be zero");
+    check(w.stride[d] > 0, op, ": stride ", w.stride[d], in_dim,
+          " must be greater than zero; stride should not be zero");
     check(w.dil[d] > 0, op, ": dilation ", w.dil[d], in_dim, " must be greater than zero");
     check(w.pad[d] >= 0, op, ": padding ", w.pad[d], in_dim, " must be non-negative");
-    check(w.pad[d] <= w.kernel[d] / 2, op, ": padding ", w.pad[d], in_dim, " must be at most half of kernel_size ",
-          w.kernel[d]);
+    check(w.pad[d] <= w.kernel[d] / 2, op, ": padding ", w.pad[d], in_dim,
+          " must be at most half of kernel_size ", w.kernel[d]);
   }
 }
 
@@ -34,14 +36,16 @@ std::int64_t output_size(const Window& w, int d, std::int64_t in, bool ceil_mode
 
 void check_output(const std::string& op, const Params& p, int d) {
   const Window& w = p.window;
-  check(p.out[d] >= 1, op, ": output ", dim_name(d), " (", p.out[d], ") = (in ", p.in[d], " + 2*pad ", w.pad[d],
-        " - k ", reach(w, d), ")/stride ", w.stride[d], " + 1 must be >= 1",
-        w.dil[d] > 1 ? text(" (kernel_size ", w.kernel[d], " dilated by ", w.dil[d], " covers k ", reach(w, d), ")") : "");
+  check(p.out[d] >= 1, op, ": output ", dim_name(d), " (", p.out[d], ") = (in ", p.in[d], " + 2*pad ",
+        w.pad[d], " - k ", reach(w, d), ")/stride ", w.stride[d], " + 1 must be >= 1",
+        w.dil[d] > 1
+            ? text(" (kernel_size ", w.kernel[d], " dilated by ", w.dil[d], " covers k ", reach(w, d), ")")
+            : "");
 }
 
 Dims lifted(const std::string& op, const char* argument, const Ints& values, int dims, std::int64_t fill) {
-  check(static_cast<int>(values.size()) == dims, op, ": ", argument, " has ", values.size(), " values, must have ",
-        dims, ", one per spatial dimension");
+  check(static_cast<int>(values.size()) == dims, op, ": ", argument, " has ", values.size(),
+        " values, must have ", dims, ", one per spatial dimension");
   return lift(values.data(), dims, fill);
 }
 
@@ -87,7 +91,8 @@ Ints pooled_sizes(const Params& p, int dims) {
   return sizes;
 }
 
-// --- the lists of kernels ---------------------------------------------------------------------------------------
+// --- the lists of kernels
+// ---------------------------------------------------------------------------------------
 
 constexpr std::int64_t kMost32 = std::numeric_limits<std::int32_t>::max();
 
@@ -125,18 +130,19 @@ std::int64_t covers(const Params& p) {
 }
 
 const char* refuse_backward_rows(const Params& p) {
-  if (p.input.s[2] != 1) return "columns of grad_input are not adjacent";
-  if (covers(p) > 12) return "more than 12 windows cover a position: scattering is less work";
+  if (p.input.s[2] != 1 || p.output.s[2] != 1 || p.argmax.s[2] != 1)
+    return "columns are not adjacent in all three tensors";
   const bool one_phase = p.window.stride[2] == 1;
   const bool two_phases = p.window.stride[2] == 2 && p.window.dil[2] % 2 == 1 && p.window.kernel[2] > 1;
   if (!one_phase && !two_phases) return "the stride along the row is not 1 or 2";
-  if (p.out[2] > 65536) return "rows are longer than 65536: the packed row leaves the cache";
+  if (covers(p) > 12) return "more than 12 windows cover a position: scattering is less work";
   return refuse_all_vectors(p);
 }
 
 template <int kBytes>
 const char* refuse_backward_channels(const Params& p) {
-  if (p.input.c != 1 || p.output.c != 1 || p.argmax.c != 1) return "channels are not adjacent in all three tensors";
+  if (p.input.c != 1 || p.output.c != 1 || p.argmax.c != 1)
+    return "channels are not adjacent in all three tensors";
   if (covers(p) > 64) return "more than 64 windows cover a position: scattering is less work";
   if (const char* reason = too_few_channels<kBytes>(p)) return reason;
   return refuse_all_vectors(p);
@@ -152,17 +158,19 @@ using Backward = Kernel<BackwardFn>;
 constexpr const char* kChannels = "vectors over channels, best value and position in registers";
 constexpr const char* kRows = "vectors along rows of several planes, separable window";
 constexpr const char* kBackChannels = "vectors over channels, gathers from the covering windows";
-constexpr const char* kBackRows = "vectors along rows of several planes, gathers from the covering windows";
+constexpr const char* kBackRows = "vectors along the row, gathers from the covering windows";
 
 std::span<const Forward> forward_kernels() {
   static const Forward rows[] = {
 #if defined(__x86_64__)
-      {"max_pool_channels_avx512", kChannels, Isa::avx512, refuse_channels<64>, kernels_avx512.forward_channels},
+      {"max_pool_channels_avx512", kChannels, Isa::avx512, refuse_channels<64>,
+       kernels_avx512.forward_channels},
       {"max_pool_rows_avx512", kRows, Isa::avx512, refuse_rows, kernels_avx512.forward_rows},
       {"max_pool_channels_avx2", kChannels, Isa::avx2, refuse_channels<32>, kernels_avx2.forward_channels},
       {"max_pool_rows_avx2", kRows, Isa::avx2, refuse_rows, kernels_avx2.forward_rows},
 #endif
-      {"max_pool_channels_generic", kChannels, Isa::generic, refuse_channels<16>, kernels_generic.forward_channels},
+      {"max_pool_channels_generic", kChannels, Isa::generic, refuse_channels<16>,
+       kernels_generic.forward_channels},
       {"max_pool_rows_generic", kRows, Isa::generic, refuse_rows, kernels_generic.forward_rows},
       {"max_pool_direct", "plain loops", Isa::generic, nullptr, forward_direct},
   };
@@ -174,14 +182,16 @@ std::span<const Backward> backward_kernels() {
 #if defined(__x86_64__)
       {"max_pool_backward_channels_avx512", kBackChannels, Isa::avx512, refuse_backward_channels<64>,
        kernels_avx512.backward_channels},
-      {"max_pool_backward_rows_avx512", kBackRows, Isa::avx512, refuse_backward_rows, kernels_avx512.backward_rows},
+      {"max_pool_backward_rows_avx512", kBackRows, Isa::avx512, refuse_backward_rows,
+       kernels_avx512.backward_rows},
       {"max_pool_backward_channels_avx2", kBackChannels, Isa::avx2, refuse_backward_channels<32>,
        kernels_avx2.backward_channels},
       {"max_pool_backward_rows_avx2", kBackRows, Isa::avx2, refuse_backward_rows, kernels_avx2.backward_rows},
 #endif
       {"max_pool_backward_channels_generic", kBackChannels, Isa::generic, refuse_backward_channels<16>,
        kernels_generic.backward_channels},
-      {"max_pool_backward_rows_generic", kBackRows, Isa::generic, refuse_backward_rows, kernels_generic.backward_rows},
+      {"max_pool_backward_rows_generic", kBackRows, Isa::generic, refuse_backward_rows,
+       kernels_generic.backward_rows},
       {"max_pool_backward_scatter", "adds each gradient where its tap was, plane by plane", Isa::generic,
        refuse_scatter, backward_scatter},
       {"max_pool_backward_direct", "plain loops", Isa::generic, nullptr, backward_direct},
@@ -192,10 +202,12 @@ std::span<const Backward> backward_kernels() {
 const Register<Forward> register_forward("max_pool_forward", forward_kernels());
 const Register<Backward> register_backward("max_pool_backward", backward_kernels());
 
-// --- the ops ------------------------------------------------------------------------------------------------------
+// --- the ops
+// ------------------------------------------------------------------------------------------------------
 
 Argmax recorded_kind(const std::string& op, const Params& p, std::int64_t record) {
-  check(record >= 0 && record <= 2, op, ": record ", record, " must be 0 (nothing), 1 (offsets) or 2 (indices)");
+  check(record >= 0 && record <= 2, op, ": record ", record,
+        " must be 0 (nothing), 1 (offsets) or 2 (indices)");
   if (record != 1) return record == 0 ? Argmax::none : Argmax::index64;
   return positions(p.window) <= 256 ? Argmax::offset8 : Argmax::offset32;
 }
@@ -205,8 +217,8 @@ ScalarType code_type(Argmax kind) {
   return kind == Argmax::offset32 ? ScalarType::Int : ScalarType::Byte;
 }
 
-std::tuple<Tensor, Tensor> forward(Tensor input, Ints kernel, Ints stride, Ints padding, Ints dilation, bool ceil_mode,
-                                   std::int64_t record) {
+std::tuple<Tensor, Tensor> forward(Tensor input, Ints kernel, Ints stride, Ints padding, Ints dilation,
+                                   bool ceil_mode, std::int64_t record) {
   const Ints sizes = sizes_of(input);
   const std::string op = op_name(sizes);
   const int dims = static_cast<int>(sizes.size()) - 2;
@@ -226,12 +238,14 @@ std::tuple<Tensor, Tensor> forward(Tensor input, Ints kernel, Ints stride, Ints 
   p.output = strides_of(output);
   if (p.record != Argmax::none) p.argmax = strides_of(argmax);
   if (p.n > 0)
-    choose("max_pool_forward", forward_kernels(), p).run(p, input.data_ptr(), output.data_ptr(), argmax.data_ptr());
+    choose("max_pool_forward", forward_kernels(), p)
+        .run(p, input.data_ptr(), output.data_ptr(), argmax.data_ptr());
   return {output, argmax};
 }
 
 // What backward and gather share: the problem that `argmax` was recorded in.
-Params recorded_problem(const std::string& op, const Ints& input_size, const Geometry& g, const Tensor& argmax) {
+Params recorded_problem(const std::string& op, const Ints& input_size, const Geometry& g,
+                        const Tensor& argmax) {
   Params p = problem(op, input_size, g);
   const Ints pooled = sizes_of(argmax);
   check(pooled.size() == input_size.size() && pooled[0] == p.n && pooled[1] == p.c, op, ": argmax of size ",
@@ -241,14 +255,22 @@ Params recorded_problem(const std::string& op, const Ints& input_size, const Geo
   for (int d = kSpatial - dims; d < kSpatial; ++d) {
     const std::int64_t least = output_size(p.window, d, p.in[d], false);
     const std::int64_t most = output_size(p.window, d, p.in[d], true);
-    check(p.out[d] == least || p.out[d] == most, op, ": argmax has ", dim_name(d), " ", p.out[d], ", must be ", least,
-          most == least ? "" : text(" (", most, " with ceil_mode)"));
+    check(p.out[d] == least || p.out[d] == most, op, ": argmax has ", dim_name(d), " ", p.out[d],
+          ", must be ", least, most == least ? "" : text(" (", most, " with ceil_mode)"));
   }
   switch (argmax.scalar_type()) {
-    case ScalarType::Byte: p.record = Argmax::offset8; break;
-    case ScalarType::Int: p.record = Argmax::offset32; break;
-    case ScalarType::Long: p.record = Argmax::index64; break;
-    default: check(false, op, ": argmax has dtype ", dtype_name(argmax.scalar_type()), ", must be uint8, int32 or int64");
+    case ScalarType::Byte:
+      p.record = Argmax::offset8;
+      break;
+    case ScalarType::Int:
+      p.record = Argmax::offset32;
+      break;
+    case ScalarType::Long:
+      p.record = Argmax::index64;
+      break;
+    default:
+      check(false, op, ": argmax has dtype ", dtype_name(argmax.scalar_type()),
+            ", must be uint8, int32 or int64");
   }
   p.argmax = strides_of(argmax);
   return p;
@@ -289,7 +311,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(convnorm, m) {
       "max_pool_forward(Tensor input, SymInt[] kernel, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "
       "bool ceil_mode, int record) -> (Tensor output, Tensor argmax)");
   m.def(
-      "max_pool_backward(Tensor grad_output, Tensor argmax, SymInt[] input_size, SymInt[] kernel, SymInt[] stride, "
+      "max_pool_backward(Tensor grad_output, Tensor argmax, SymInt[] input_size, SymInt[] kernel, SymInt[] "
+      "stride, "
       "SymInt[] padding, SymInt[] dilation) -> Tensor");
   m.def(
       "max_pool_gather(Tensor x, Tensor argmax, SymInt[] kernel, SymInt[] stride, SymInt[] padding, "

@@ -5,12 +5,13 @@
 //   backward   gin[n,c,i]  = sum over o with i == i(o, arg[n,c,o]) of gout[n,c,o]
 //   gather     val[n,c,o]  = x[n, c, i(o, arg[n,c,o])]              (its transpose: double backward and jvp)
 //
-// o, t, i are vectors over (d, h, w); taps outside the image do not take part. Taps are tried in row-major order and
-// x replaces the best so far when x > best or x is NaN: of equal values the first is kept, of several NaN the last,
-// and -inf never replaces the first tap inside the image. This is torch's rule.
+// o, t, i are vectors over (d, h, w); taps outside the image do not take part. Taps are tried in row-major
+// order and x replaces the best so far when x > best or x is NaN: of equal values the first is kept, of
+// several NaN the last, and -inf never replaces the first tap inside the image. This is torch's rule.
 //
-// The recorded tap has three forms: the offset (t_d*k_h + t_h)*k_w + t_w in one byte or in an int32, or torch's index
-// (i_d*in_h + i_h)*in_w + i_w as int64. The byte is what autograd keeps: 8 times less than the index.
+// The recorded tap has three forms: the offset (t_d*k_h + t_h)*k_w + t_w in one byte or in an int32, or
+// torch's index (i_d*in_h + i_h)*in_w + i_w as int64. The byte is what autograd keeps: 8 times less than the
+// index.
 //
 // Sums of the backward run over o in row-major order in every kernel, so all kernels give the same bits.
 //
@@ -86,9 +87,9 @@ struct Kernel {
 
 // What each instruction set exports.
 struct Kernels {
-  ForwardFn forward_rows;        // vectors along the output row (cpu/max_pool_rows.h)
-  ForwardFn forward_channels;    // vectors over channels (cpu/max_pool_channels.h)
-  BackwardFn backward_rows;      // their backwards, each gradient written once
+  ForwardFn forward_rows;      // vectors along the output row (cpu/max_pool_rows.h)
+  ForwardFn forward_channels;  // vectors over channels (cpu/max_pool_channels.h)
+  BackwardFn backward_rows;    // their backwards, each gradient written once
   BackwardFn backward_channels;
 };
 extern const Kernels kernels_generic;

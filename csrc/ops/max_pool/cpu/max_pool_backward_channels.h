@@ -1,14 +1,15 @@
 // Backward of max pooling with vectors over channels: channels_last.
 //
-//   task = one input row; each pixel looks at the windows that cover it and adds the gradients of those that recorded
-//   it, in row-major order of the windows; each gradient is written once. Which columns cover a pixel is found once per
-//   chunk of tasks, which rows once per task.
+//   task = one input row; each pixel looks at the windows that cover it and adds the gradients of those that
+//   recorded it, in row-major order of the windows; each gradient is written once. Which columns cover a
+//   pixel is found once per chunk of tasks, which rows once per task.
 #pragma once
 
 namespace convnorm::max_pool {
 namespace {
 
-// A window that covers an input position: where its gradient and record are, and the code that would name the position.
+// A window that covers an input position: where its gradient and record are, and the code that would name the
+// position.
 struct Cover {
   std::int64_t grad, argmax, code;
 };
@@ -31,8 +32,9 @@ inline void covering(const Params& p, int d, std::int64_t i, F&& f) {
 }
 
 template <int kVectors, class T, class A>
-inline __attribute__((always_inline)) void sum_channels(const Cover* cover, std::int64_t covers, const T* grad_output,
-                                                        const A* argmax, T* grad_input) {
+inline __attribute__((always_inline)) void sum_channels(const Cover* cover, std::int64_t covers,
+                                                        const T* grad_output, const A* argmax,
+                                                        T* grad_input) {
   using C = compute_t<T>;
   vec<C> sum[kVectors] = {};
   for (std::int64_t k = 0; k < covers; ++k) {
@@ -46,7 +48,8 @@ inline __attribute__((always_inline)) void sum_channels(const Cover* cover, std:
   for (int u = 0; u < kVectors; ++u) store(grad_input + u * kLanes<C>, sum[u]);
 }
 
-// What the windows over one row or one column add to a Cover; the covers of column iw are [first[iw], first[iw + 1]).
+// What the windows over one row or one column add to a Cover; the covers of column iw are [first[iw],
+// first[iw + 1]).
 struct CoverLists {
   Cover* column;
   std::int64_t* first;
@@ -73,21 +76,23 @@ inline std::int64_t list_rows(const Params& p, std::int64_t id, std::int64_t ih,
   covering(p, 0, id, [&](std::int64_t od, std::int64_t td) {
     covering(p, 1, ih, [&](std::int64_t oh, std::int64_t th) {
       row[n++] = {od * sg.s[0] + oh * sg.s[1], od * sa.s[0] + oh * sa.s[1],
-                  (kIndex ? id * p.in[1] + ih : td * p.window.kernel[1] + th) * (kIndex ? p.in[2] : p.window.kernel[2])};
+                  (kIndex ? id * p.in[1] + ih : td * p.window.kernel[1] + th) *
+                      (kIndex ? p.in[2] : p.window.kernel[2])};
     });
   });
   return n;
 }
 
 template <class T, class A>
-inline void sum_row(const Params& p, CoverLists lists, std::int64_t rows, const T* grad_output, const A* argmax,
-                    T* grad_input) {
+inline void sum_row(const Params& p, CoverLists lists, std::int64_t rows, const T* grad_output,
+                    const A* argmax, T* grad_input) {
   constexpr int lanes = kLanes<compute_t<T>>;
   for (std::int64_t iw = 0; iw < p.in[2]; ++iw) {
     std::int64_t n = 0;
     for (std::int64_t r = 0; r < rows; ++r)
       for (std::int64_t k = lists.first[iw]; k < lists.first[iw + 1]; ++k)
-        lists.pixel[n++] = {lists.row[r].grad + lists.column[k].grad, lists.row[r].argmax + lists.column[k].argmax,
+        lists.pixel[n++] = {lists.row[r].grad + lists.column[k].grad,
+                            lists.row[r].argmax + lists.column[k].argmax,
                             lists.row[r].code + lists.column[k].code};
     T* to = grad_input + iw * p.input.s[2];
     std::int64_t c = 0;
@@ -134,7 +139,8 @@ void backward_channels(const Params& p, const void* grad_output, const void* arg
   dispatch(p.dtype, [&](auto t) {
     with_argmax(p.record, [&](auto* a) {
       using A = std::remove_pointer_t<decltype(a)>;
-      if constexpr (!std::is_void_v<A>) backward_channels_of<decltype(t), A>(p, grad_output, argmax, grad_input);
+      if constexpr (!std::is_void_v<A>)
+        backward_channels_of<decltype(t), A>(p, grad_output, argmax, grad_input);
     });
   });
 }

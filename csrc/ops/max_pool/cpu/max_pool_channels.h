@@ -1,9 +1,10 @@
 // Max pooling with vectors over channels: channels_last.
 //
-//   task = one output row; its pixels one after the other, a block of kUnroll vectors of channels at a time, whose best
-//   values and codes stay in registers over all taps. The taps of a pixel are a list of (source offset, code) that is
-//   rebuilt only where the border cuts the window differently; so the inner loop has no bounds checks. A channel count
-//   that is no multiple of the vector ends with a vector that overlaps the one before it.
+//   task = one output row; its pixels one after the other, a block of kUnroll vectors of channels at a time,
+//   whose best values and codes stay in registers over all taps. The taps of a pixel are a list of (source
+//   offset, code) that is rebuilt only where the border cuts the window differently; so the inner loop has no
+//   bounds checks. A channel count that is no multiple of the vector ends with a vector that overlaps the one
+//   before it.
 #pragma once
 
 namespace convnorm::max_pool {
@@ -32,8 +33,8 @@ inline std::int64_t list_taps(const Params& p, Taps d, Taps h, Taps w, Tap* tap)
 }
 
 template <int kVectors, class T, class A>
-inline __attribute__((always_inline)) void pool_channels(const T* from, const Tap* tap, std::int64_t taps, T* to,
-                                                         A* argmax, std::int64_t base) {
+inline __attribute__((always_inline)) void pool_channels(const T* from, const Tap* tap, std::int64_t taps,
+                                                         T* to, A* argmax, std::int64_t base) {
   using C = compute_t<T>;
   constexpr bool kRecord = !std::is_void_v<A>;
   Best<C> best[kVectors];
@@ -57,12 +58,14 @@ inline __attribute__((always_inline)) void pool_channels(const T* from, const Ta
 }
 
 template <class T, class A>
-inline void pool_pixel(std::int64_t channels, const T* from, const Tap* tap, std::int64_t taps, T* to, A* argmax,
-                       std::int64_t base) {
+inline void pool_pixel(std::int64_t channels, const T* from, const Tap* tap, std::int64_t taps, T* to,
+                       A* argmax, std::int64_t base) {
   constexpr int lanes = kLanes<compute_t<T>>;
   const auto skip = [argmax](std::int64_t c) {
-    if constexpr (std::is_void_v<A>) return argmax;
-    else return argmax + c;
+    if constexpr (std::is_void_v<A>)
+      return argmax;
+    else
+      return argmax + c;
   };
   std::int64_t c = 0;
   for (; c + kUnroll * lanes <= channels; c += kUnroll * lanes)
@@ -74,8 +77,8 @@ inline void pool_pixel(std::int64_t channels, const T* from, const Tap* tap, std
 }
 
 template <class T, class A>
-void pool_row(const Params& p, std::int64_t n, std::int64_t od, std::int64_t oh, const T* input, T* output, A* argmax,
-              Tap* tap) {
+void pool_row(const Params& p, std::int64_t n, std::int64_t od, std::int64_t oh, const T* input, T* output,
+              A* argmax, Tap* tap) {
   constexpr bool kIndex = std::is_same_v<A, std::int64_t>;
   const Strides &si = p.input, &so = p.output, &sa = p.argmax;
   const std::int64_t d0 = at(p, 0, od, 0), h0 = at(p, 1, oh, 0);
@@ -98,12 +101,13 @@ void pool_row(const Params& p, std::int64_t n, std::int64_t od, std::int64_t oh,
 template <class T, class A>
 void forward_channels_of(const Params& p, const void* input, void* output, void* argmax) {
   const std::int64_t row_cost = p.out[2] * p.c * positions(p.window);
-  parallel_for(p.n * p.out[0] * p.out[1], ceil_div(32768, row_cost + 1), [&](std::int64_t begin, std::int64_t end) {
-    auto* tap = static_cast<Tap*>(scratch_bytes(Slot::local, positions(p.window) * sizeof(Tap)));
-    for (std::int64_t task = begin; task < end; ++task)
-      pool_row(p, task / p.out[1] / p.out[0], task / p.out[1] % p.out[0], task % p.out[1],
-               static_cast<const T*>(input), static_cast<T*>(output), static_cast<A*>(argmax), tap);
-  });
+  parallel_for(
+      p.n * p.out[0] * p.out[1], ceil_div(32768, row_cost + 1), [&](std::int64_t begin, std::int64_t end) {
+        auto* tap = static_cast<Tap*>(scratch_bytes(Slot::local, positions(p.window) * sizeof(Tap)));
+        for (std::int64_t task = begin; task < end; ++task)
+          pool_row(p, task / p.out[1] / p.out[0], task / p.out[1] % p.out[0], task % p.out[1],
+                   static_cast<const T*>(input), static_cast<T*>(output), static_cast<A*>(argmax), tap);
+      });
 }
 
 void forward_channels(const Params& p, const void* input, void* output, void* argmax) {

@@ -95,8 +95,10 @@ void gather(const Params& p, const void* x, const void* argmax, void* values) {
       each_output(p, [&](const Dims& o) {
         const Dims i = named(p, o, read_code(p.record, argmax, element(p.argmax, n, c, o)));
         T& value = static_cast<T*>(values)[element(p.output, n, c, o)];
-        if (inside(p, i)) value = static_cast<const T*>(x)[element(p.input, n, c, i)];
-        else value = T{};
+        if (inside(p, i))
+          value = static_cast<const T*>(x)[element(p.input, n, c, i)];
+        else
+          value = T{};
       });
     });
   });
@@ -105,7 +107,8 @@ void gather(const Params& p, const void* x, const void* argmax, void* values) {
 bool some_window_is_empty(const Params& p) {
   for (int d = 0; d < kSpatial; ++d)
     for (std::int64_t o = 0; o < p.out[d]; ++o) {
-      if (at(p, d, o, 0) >= 0) break;  // later windows start inside the image: the last one does by the size rule
+      if (at(p, d, o, 0) >= 0)
+        break;  // later windows start inside the image: the last one does by the size rule
       const Taps taps = taps_inside(p, d, o);
       if (taps.begin >= taps.end) return true;
     }

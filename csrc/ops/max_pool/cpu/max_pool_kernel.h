@@ -1,7 +1,7 @@
 // The compare-and-blend that every forward kernel is made of, and the table that an instruction set exports.
 //
-// A vector of best values goes with a vector of codes in integer lanes of the same width; a code is narrowed to a
-// byte or widened to an index only when it is stored.
+// A vector of best values goes with a vector of codes in integer lanes of the same width; a code is narrowed
+// to a byte or widened to an index only when it is stored.
 #pragma once
 
 #include "cpu/vec.h"
@@ -61,7 +61,8 @@ template <>
 inline void store_codes<float, std::uint8_t>(std::uint8_t* p, ivec<float> v) {
   const __m256i first_bytes = _mm256_set1_epi32(0x0c080400);
   const __m256i packed = _mm256_shuffle_epi8((__m256i)v, first_bytes);
-  _mm_storel_epi64((__m128i*)p, _mm_unpacklo_epi32(_mm256_castsi256_si128(packed), _mm256_extracti128_si256(packed, 1)));
+  _mm_storel_epi64((__m128i*)p,
+                   _mm_unpacklo_epi32(_mm256_castsi256_si128(packed), _mm256_extracti128_si256(packed, 1)));
 }
 template <>
 inline ivec<float> load_codes<float, std::uint8_t>(const std::uint8_t* p) {
@@ -93,14 +94,23 @@ inline ivec<float> load_codes<float, std::uint8_t>(const std::uint8_t* p) {
 template <class F>
 inline void with_argmax(Argmax kind, F&& f) {
   switch (kind) {
-    case Argmax::offset8: f(static_cast<std::uint8_t*>(nullptr)); break;
-    case Argmax::offset32: f(static_cast<std::int32_t*>(nullptr)); break;
-    case Argmax::index64: f(static_cast<std::int64_t*>(nullptr)); break;
-    case Argmax::none: f(static_cast<void*>(nullptr)); break;
+    case Argmax::offset8:
+      f(static_cast<std::uint8_t*>(nullptr));
+      break;
+    case Argmax::offset32:
+      f(static_cast<std::int32_t*>(nullptr));
+      break;
+    case Argmax::index64:
+      f(static_cast<std::int64_t*>(nullptr));
+      break;
+    case Argmax::none:
+      f(static_cast<void*>(nullptr));
+      break;
   }
 }
 
-// Takes pieces off a block of scratch memory, each aligned to 64 bytes; sizes are found by a first, unbacked pass.
+// Takes pieces off a block of scratch memory, each aligned to 64 bytes; sizes are found by a first, unbacked
+// pass.
 struct Arena {
   char* base = nullptr;
   std::size_t used = 0;

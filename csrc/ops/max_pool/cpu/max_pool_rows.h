@@ -1,12 +1,15 @@
 // Max pooling with vectors along the output row: NCHW, and any other strides.
 //
-// The window is separable in row-major order: the best of each window row is found first (columns), then the best of
-// these (rows), so k_h + k_w steps replace k_h * k_w, and window rows are shared by overlapping windows.
+// The window is separable in row-major order: the best of each window row is found first (columns), then the
+// best of these (rows), so k_h + k_w steps replace k_h * k_w, and window rows are shared by overlapping
+// windows.
 //
-//   task     = (group of planes, out_d, block of output rows); planes of a group lie side by side in one long row,
+//   task     = (group of planes, out_d, block of output rows); planes of a group lie side by side in one long
+//   row,
 //              so that narrow images fill vectors as well as wide ones
 //   packing  splits an input row by stride into phases with -inf where padding is: every tap becomes a run of
-//            consecutive elements, at phase[t % phases] + t*dil / stride. It also widens 16-bit values and takes up strides
+//            consecutive elements, at phase[t % phases] + t*dil / stride. It also widens 16-bit values and
+//            takes up strides
 //   columns  one packed row -> best value and code of each window row, kept in a ring of `slots` rows
 //   rows     the ring rows of a window -> its best value and code, then stored
 //
@@ -17,21 +20,23 @@ namespace convnorm::max_pool {
 namespace {
 
 struct RowPlan {
-  std::int64_t planes, group, groups;      // planes of a call, side by side in a row, groups of them
-  std::int64_t block, blocks;              // output columns per pass
-  std::int64_t phases, shift, segment;     // packed rows, reach of a tap in a phase, slots per plane
-  std::int64_t row, packed_row;            // elements of a ring row and of a phase
-  std::int64_t slots;                      // ring rows per depth tap
-  bool shared;                             // consecutive windows share rows
-  std::int64_t task_rows, row_tasks;       // output rows per task
+  std::int64_t planes, group, groups;   // planes of a call, side by side in a row, groups of them
+  std::int64_t block, blocks;           // output columns per pass
+  std::int64_t phases, shift, segment;  // packed rows, reach of a tap in a phase, slots per plane
+  std::int64_t row, packed_row;         // elements of a ring row and of a phase
+  std::int64_t slots;                   // ring rows per depth tap
+  bool shared;                          // consecutive windows share rows
+  std::int64_t task_rows, row_tasks;    // output rows per task
 
   std::int64_t ring_slot(std::int64_t td, std::int64_t th, std::int64_t ih) const {
     return td * slots + (shared ? ih % slots : th);
   }
 };
 
-constexpr std::int64_t kRowTarget = 256;     // slots side by side: many vectors, so that what is done once per row vanishes
-constexpr std::int64_t kBlockTarget = 256;   // output columns per pass: the ring of a 3x3 window stays below 8 KB
+constexpr std::int64_t kRowTarget =
+    256;  // slots side by side: many vectors, so that what is done once per row vanishes
+constexpr std::int64_t kBlockTarget =
+    256;  // output columns per pass: the ring of a 3x3 window stays below 8 KB
 constexpr std::int64_t kTaskTarget = 65536;  // input elements per task: 15 us of work
 
 inline std::int64_t gcd(std::int64_t a, std::int64_t b) { return b ? gcd(b, a % b) : a; }
@@ -68,7 +73,8 @@ inline PlaneStart plane_start(const Params& p, std::int64_t q) {
   return {start(p.input), start(p.output), start(p.argmax)};
 }
 
-// --- packing --------------------------------------------------------------------------------------------------
+// --- packing
+// --------------------------------------------------------------------------------------------------
 
 template <class V, int... i>
 inline V even_lanes(V a, V b, std::integer_sequence<int, i...>) {
@@ -120,12 +126,13 @@ inline void split_row(const T* from, C* even, C* odd, std::int64_t n) {
   }
 }
 
-// One plane's part of an input row, into the slots of each phase that lie inside the image; the others keep their -inf.
-// `from` is slot 0 of phase 0, phase[f] the distance of phase f from there.
+// One plane's part of an input row, into the slots of each phase that lie inside the image; the others keep
+// their -inf. `from` is slot 0 of phase 0, phase[f] the distance of phase f from there.
 template <class T, class C>
 inline void pack_segment(const RowPlan& r, const T* from, std::int64_t stride, std::int64_t step,
                          const std::int64_t* phase, const Slots* inside, Slots common, C* to) {
-  if (stride == 1 && step == 1) return copy_row(from + common.begin, to + common.begin, common.end - common.begin);
+  if (stride == 1 && step == 1)
+    return copy_row(from + common.begin, to + common.begin, common.end - common.begin);
   const auto pick = [&](std::int64_t f, std::int64_t i) {
     to[f * r.packed_row + i] = load1(from + (phase[f] + stride * i) * step);
   };
@@ -141,19 +148,23 @@ inline void pack_segment(const RowPlan& r, const T* from, std::int64_t stride, s
     for (std::int64_t f = 0; f < r.phases; ++f) pick(f, i);
 }
 
-// --- the two folds ----------------------------------------------------------------------------------------------
+// --- the two folds
+// ----------------------------------------------------------------------------------------------
 
-// Best of the taps of one window row; kTaps = 0 takes any number. tap[t] is where tap t starts in the packed rows.
+// Best of the taps of one window row; kTaps = 0 takes any number. tap[t] is where tap t starts in the packed
+// rows.
 template <bool kRecord, int kTaps, class C>
-inline void fold_columns(const C* packed, const std::int64_t* tap, std::int64_t taps, const code_t<C>* first_code,
-                         std::int64_t code_step, std::int64_t n, C* value, code_t<C>* code) {
+inline void fold_columns(const C* packed, const std::int64_t* tap, std::int64_t taps,
+                         const code_t<C>* first_code, std::int64_t code_step, std::int64_t n, C* value,
+                         code_t<C>* code) {
   if (kTaps) taps = kTaps;
   const auto step = splat_code<C>(code_step);
   for (std::int64_t i = 0; i < n; i += kLanes<C>) {
     Best<C> best{load(packed + tap[0] + i), {}};
     if constexpr (kRecord) best.code = load_code<C>(first_code + i);
     auto t_code = step;
-    for (std::int64_t t = 1; t < taps; ++t, t_code += step) take<kRecord>(best, load(packed + tap[t] + i), t_code);
+    for (std::int64_t t = 1; t < taps; ++t, t_code += step)
+      take<kRecord>(best, load(packed + tap[t] + i), t_code);
     store(value + i, best.value);
     if constexpr (kRecord) __builtin_memcpy(code + i, &best.code, sizeof(best.code));
   }
@@ -182,7 +193,8 @@ inline void fold_rows(const RingRow<C>* row, std::int64_t rows, std::int64_t n, 
   }
 }
 
-// --- storing ----------------------------------------------------------------------------------------------------
+// --- storing
+// ----------------------------------------------------------------------------------------------------
 
 template <class T, class C>
 inline void emit_values(const C* value, T* to, std::int64_t step, std::int64_t n) {
@@ -210,7 +222,8 @@ inline void emit_codes(const code_t<C>* code, A* to, std::int64_t step, std::int
   }
 }
 
-// --- one task -----------------------------------------------------------------------------------------------------
+// --- one task
+// -----------------------------------------------------------------------------------------------------
 
 template <class T, class A>
 struct RowPool {
@@ -225,19 +238,19 @@ struct RowPool {
   T* output;
   A* argmax;
 
-  C* packed = nullptr;           // [phases][packed_row]
-  C* ring_value = nullptr;       // [k_d][slots][row]
+  C* packed = nullptr;      // [phases][packed_row]
+  C* ring_value = nullptr;  // [k_d][slots][row]
   I* ring_code = nullptr;
-  C* value = nullptr;            // [row]
+  C* value = nullptr;  // [row]
   I* code = nullptr;
-  I* first_code = nullptr;       // [row] code of the first tap inside the image
+  I* first_code = nullptr;        // [row] code of the first tap inside the image
   std::int64_t* tap = nullptr;    // [k_w] where a tap starts in packed
   std::int64_t* phase = nullptr;  // [phases] its first column
   Slots* inside = nullptr;        // [phases] its slots inside the image
   Slots common{0, 0};             // slots inside in every phase
   PlaneStart* plane = nullptr;    // [group] the planes of a task
-  std::int64_t* held = nullptr;  // [k_d][slots] the input row that a ring row was made of
-  RingRow<C>* window = nullptr;  // [k_d * k_h]
+  std::int64_t* held = nullptr;   // [k_d][slots] the input row that a ring row was made of
+  RingRow<C>* window = nullptr;   // [k_d * k_h]
 
   void carve(Arena& arena) {
     const std::int64_t ring = p.window.kernel[0] * r.slots;
@@ -286,10 +299,12 @@ struct RowPool {
         first_code[g * r.segment + i] = static_cast<I>(taps_inside(p, 2, ow + i).begin * code_step());
   }
 
-  void columns(std::int64_t planes, std::int64_t id, std::int64_t ih, std::int64_t ow, C* to_value, I* to_code) {
+  void columns(std::int64_t planes, std::int64_t id, std::int64_t ih, std::int64_t ow, C* to_value,
+               I* to_code) {
     const std::int64_t first = id * p.input.s[0] + ih * p.input.s[1] + at(p, 2, ow, 0) * p.input.s[2];
     for (std::int64_t g = 0; g < planes; ++g)
-      pack_segment(r, input + plane[g].input + first, p.window.stride[2], p.input.s[2], phase, inside, common, packed + g * r.segment);
+      pack_segment(r, input + plane[g].input + first, p.window.stride[2], p.input.s[2], phase, inside, common,
+                   packed + g * r.segment);
     const auto fold = p.window.kernel[2] == 2   ? fold_columns<kRecord, 2, C>
                       : p.window.kernel[2] == 3 ? fold_columns<kRecord, 3, C>
                                                 : fold_columns<kRecord, 0, C>;
@@ -319,12 +334,13 @@ struct RowPool {
     const auto place = [&](const Strides& s) { return od * s.s[0] + oh * s.s[1] + ow * s.s[2]; };
     emit_values(value + g * r.segment, output + plane[g].output + place(p.output), p.output.s[2], n);
     if constexpr (kRecord)
-      emit_codes<C>(code + g * r.segment, argmax + plane[g].argmax + place(p.argmax), p.argmax.s[2], n, at(p, 2, ow, 0),
-                    p.window.stride[2]);
+      emit_codes<C>(code + g * r.segment, argmax + plane[g].argmax + place(p.argmax), p.argmax.s[2], n,
+                    at(p, 2, ow, 0), p.window.stride[2]);
   }
 
   void run(std::int64_t task) {
-    const std::int64_t oh_begin = task % r.row_tasks * r.task_rows, oh_end = imin(p.out[1], oh_begin + r.task_rows);
+    const std::int64_t oh_begin = task % r.row_tasks * r.task_rows,
+                       oh_end = imin(p.out[1], oh_begin + r.task_rows);
     const std::int64_t od = task / r.row_tasks % p.out[0];
     const std::int64_t first_plane = task / r.row_tasks / p.out[0] * r.group;
     const std::int64_t planes = imin(r.group, r.planes - first_plane);

@@ -1,8 +1,9 @@
-// Backward of max pooling, one plane after the other: outputs in row-major order, each gradient added where its tap was.
+// Backward of max pooling, one plane after the other: outputs in row-major order, each gradient added where
+// its tap was.
 //
-// A plane is zeroed row by row just ahead of the windows that can reach it, so that zeroing and adding meet in cache.
-// 16-bit gradients, and planes that are not dense (channels_last), are summed in a dense plane of scratch and rounded
-// once.
+// A plane is zeroed row by row just ahead of the windows that can reach it, so that zeroing and adding meet
+// in cache. 16-bit gradients, and planes that are not dense (channels_last), are summed in a dense plane of
+// scratch and rounded once.
 #include "ops/max_pool/max_pool.h"
 
 #include "cpu/target_generic.h"
@@ -27,7 +28,8 @@ struct Sums {
   }
 };
 
-// From the window's first position to tap t, in elements of the plane. A byte that names no tap leads out of the plane.
+// From the window's first position to tap t, in elements of the plane. A byte that names no tap leads out of
+// the plane.
 const std::int64_t* tap_distances(const Params& p) {
   const Window& w = p.window;
   const std::int64_t entries = p.record == Argmax::offset8 ? 256 : positions(w);
@@ -41,12 +43,12 @@ const std::int64_t* tap_distances(const Params& p) {
   return distance;
 }
 
-// One output row into the plane. A record that names nothing in the plane adds nothing: it can only come from a caller
-// of the raw op.
+// One output row into the plane. A record that names nothing in the plane adds nothing: it can only come from
+// a caller of the raw op.
 template <class T, class A, class C>
-inline void add_row(const T* grad, std::int64_t grad_step, const A* argmax, std::int64_t argmax_step, std::int64_t n,
-                    std::int64_t first, std::int64_t stride, const std::int64_t* distance, std::int64_t taps, C* sums,
-                    std::uint64_t size) {
+inline void add_row(const T* grad, std::int64_t grad_step, const A* argmax, std::int64_t argmax_step,
+                    std::int64_t n, std::int64_t first, std::int64_t stride, const std::int64_t* distance,
+                    std::int64_t taps, C* sums, std::uint64_t size) {
   for (std::int64_t o = 0; o < n; ++o, first += stride) {
     const A code = argmax[o * argmax_step];
     std::int64_t place = code;
@@ -61,8 +63,8 @@ template <class T, class A>
 void scatter_plane(const Params& p, const T* grad, const A* argmax, const std::int64_t* distance, T* to) {
   using C = compute_t<T>;
   const bool in_place = std::is_same_v<T, C> && p.input.s[2] == 1;
-  C* data = in_place ? reinterpret_cast<C*>(to)
-                     : static_cast<C*>(scratch_bytes(Slot::local, plane(p) * sizeof(C)));
+  C* data =
+      in_place ? reinterpret_cast<C*>(to) : static_cast<C*>(scratch_bytes(Slot::local, plane(p) * sizeof(C)));
   Sums<C> sums{data, p.in[2], p.in[0] * p.in[1], 1 + 16384 / static_cast<std::int64_t>(p.in[2] * sizeof(C))};
   const std::int64_t taps = positions(p.window), gs = p.output.s[2], as = p.argmax.s[2];
   const bool anywhere = std::is_same_v<A, std::int64_t>;  // an index is not bound to its window
@@ -75,7 +77,8 @@ void scatter_plane(const Params& p, const T* grad, const A* argmax, const std::i
       const T* g = grad + od * p.output.s[0] + oh * p.output.s[1];
       const A* arg = argmax + od * p.argmax.s[0] + oh * p.argmax.s[1];
       const auto add = [&](std::int64_t grad_step, std::int64_t argmax_step) {
-        add_row(g, grad_step, arg, argmax_step, p.out[2], first, p.window.stride[2], distance, taps, data, plane(p));
+        add_row(g, grad_step, arg, argmax_step, p.out[2], first, p.window.stride[2], distance, taps, data,
+                plane(p));
       };
       gs == 1 && as == 1 ? add(1, 1) : add(gs, as);
     }
@@ -89,8 +92,8 @@ void scatter(const Params& p, const T* grad_output, const A* argmax, T* grad_inp
   const std::int64_t* distance = tap_distances(p);
   each_plane(p, [&](std::int64_t n, std::int64_t c) {
     const Dims origin{0, 0, 0};
-    scatter_plane(p, grad_output + element(p.output, n, c, origin), argmax + element(p.argmax, n, c, origin), distance,
-                  grad_input + element(p.input, n, c, origin));
+    scatter_plane(p, grad_output + element(p.output, n, c, origin), argmax + element(p.argmax, n, c, origin),
+                  distance, grad_input + element(p.input, n, c, origin));
   });
 }
 
@@ -103,9 +106,12 @@ void backward_scatter(const Params& p, const void* grad_output, const void* argm
       scatter(p, static_cast<const T*>(grad_output), codes, static_cast<T*>(grad_input));
     };
     switch (p.record) {
-      case Argmax::offset8: return go(static_cast<const std::uint8_t*>(argmax));
-      case Argmax::offset32: return go(static_cast<const std::int32_t*>(argmax));
-      default: return go(static_cast<const std::int64_t*>(argmax));
+      case Argmax::offset8:
+        return go(static_cast<const std::uint8_t*>(argmax));
+      case Argmax::offset32:
+        return go(static_cast<const std::int32_t*>(argmax));
+      default:
+        return go(static_cast<const std::int64_t*>(argmax));
     }
   });
 }
