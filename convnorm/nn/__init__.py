@@ -10,8 +10,9 @@ from typing import Any
 from torch import nn as _torch_nn
 
 from .conv import Conv1d, Conv2d, Conv3d
+from .pooling import MaxPool1d, MaxPool2d, MaxPool3d
 
-__all__ = ["Conv1d", "Conv2d", "Conv3d"]
+__all__ = ["Conv1d", "Conv2d", "Conv3d", "MaxPool1d", "MaxPool2d", "MaxPool3d"]
 
 
 def __getattr__(name: str) -> Any:
