@@ -12,7 +12,8 @@ namespace {
 
 inline constexpr std::int64_t kWidth = 512;     // channels of a tile: its per-channel values stay in L1
 inline constexpr std::int64_t kBlock = 256;     // rows summed in float: at most 8 + 256/8 additions in a row
-inline constexpr int kGroup = 8;                // rows per pass over the channels
+inline constexpr int kWriteRows = 1;
+inline constexpr int kGroup = 4;                // rows per pass over the channels
 inline constexpr std::int64_t kFirstRows = 32;  // rows that give the first shift
 inline constexpr std::int64_t kTile = 64 * 1024;  // elements of a tile
 
@@ -68,25 +69,17 @@ struct RowSource {
   }
 };
 
-// f(row, rows as a type): groups of kGroup rows, then single ones. `backwards` visits the same groups from
-// the end.
+// f(row, rows as a type): groups of R rows, then single ones.
 template <int R>
 struct RowCount {
   static constexpr int value = R;
 };
 
-template <class F>
+template <int R, class F>
 CONVNORM_INLINE inline void each_group(std::int64_t row, std::int64_t rows, F f) {
   std::int64_t r = 0;
-  for (; r + kGroup <= rows; r += kGroup) f(row + r, RowCount<kGroup>{});
-  for (; r < rows; ++r) f(row + r, RowCount<1>{});
-}
-
-template <class F>
-CONVNORM_INLINE inline void each_group_backwards(std::int64_t row, std::int64_t rows, F f) {
-  std::int64_t r = rows;
-  for (; r % kGroup != 0; --r) f(row + r - 1, RowCount<1>{});
-  for (; r > 0; r -= kGroup) f(row + r - kGroup, RowCount<kGroup>{});
+  for (; r + R <= rows; r += R) f(row + r, RowCount<R>{});
+  for (; R > 1 && r < rows; ++r) f(row + r, RowCount<1>{});
 }
 
 // Coefficients of all channels, one array per coefficient, padded to whole vectors.
@@ -134,7 +127,7 @@ struct RowStatistics {
 
   void sweep(const Tile& t, std::int64_t row, std::int64_t rows) const {
     for (std::int64_t c = 0; c < t.width + kLanes<C>; ++c) s1[c] = s2[c] = 0;
-    each_group(row, rows, [&](std::int64_t r, auto count) CONVNORM_INLINE {
+    each_group<kGroup>(row, rows, [&](std::int64_t r, auto count) CONVNORM_INLINE {
       constexpr int R = decltype(count)::value;
       const auto from = x.get(r, R, t.channel, t.width, gathered);
       each_vector<C, 1>(t.width, false, [&](int, std::int64_t c, auto access, ivec<C> on) CONVNORM_INLINE {
@@ -252,7 +245,7 @@ struct RowsForward {
   }
 
   void normalise(const RowCoefficients<C>& k, const Tile& t, T* gathered) const {
-    each_group_backwards(t.row, t.rows, [&](std::int64_t row, auto count) CONVNORM_INLINE {
+    each_group<kWriteRows>(t.row, t.rows, [&](std::int64_t row, auto count) CONVNORM_INLINE {
       constexpr int R = decltype(count)::value;
       const auto from = x.get(row, R, t.channel, t.width, gathered);
       RowGroup<T> add{};
@@ -328,7 +321,7 @@ struct RowsBackward {
   }
 
   void sums(const RowCoefficients<C>& k, const Tile& t, C* sum, C* dot, T* gathered) const {
-    each_group(t.row, t.rows, [&](std::int64_t row, auto count) CONVNORM_INLINE {
+    each_group<kGroup>(t.row, t.rows, [&](std::int64_t row, auto count) CONVNORM_INLINE {
       constexpr int R = decltype(count)::value;
       const Group from = group(row, R, t, gathered);
       each_vector<C, 1>(t.width, false, [&](int, std::int64_t i, auto access, ivec<C> on) CONVNORM_INLINE {
@@ -367,7 +360,7 @@ struct RowsBackward {
 
   void update(const RowCoefficients<C>& k, const Tile& t, T* gathered) const {
     const std::int64_t ld = g.channels;
-    each_group_backwards(t.row, t.rows, [&](std::int64_t row, auto count) CONVNORM_INLINE {
+    each_group<kWriteRows>(t.row, t.rows, [&](std::int64_t row, auto count) CONVNORM_INLINE {
       constexpr int R = decltype(count)::value;
       const Group from = group(row, R, t, gathered);
       const std::int64_t at = row * ld + t.channel;
