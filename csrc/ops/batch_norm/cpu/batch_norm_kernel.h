@@ -54,12 +54,22 @@ struct Part {
   }
 };
 
-// All ones in lanes lo <= lane < hi.
+// 0, 1, 2, ... in the lanes.
 template <class C>
-inline ivec<C> lanes(std::int64_t lo, std::int64_t hi) {
-  ivec<C> on{};
-  for (int i = 0; i < kLanes<C>; ++i) on[i] = i >= lo && i < hi ? -1 : 0;
-  return on;
+inline ivec<C> lane_numbers() {
+  ivec<C> number;
+  for (int i = 0; i < kLanes<C>; ++i) number[i] = i;
+  return number;
+}
+
+// All ones in lanes at and above, or below, n.
+template <class C>
+inline ivec<C> lanes_from(std::int64_t n) {
+  return lane_numbers<C>() >= (ivec<C>{} + static_cast<std::int32_t>(n));
+}
+template <class C>
+inline ivec<C> lanes_below(std::int64_t n) {
+  return ~lanes_from<C>(n);
 }
 
 template <class C>
@@ -84,9 +94,9 @@ CONVNORM_INLINE inline void each_vector(std::int64_t length, bool stream, F f) {
   for (; i + L <= length; i += L) f(0, i, Whole{stream}, all);
   if (i == length) return;
   if (length >= L) {
-    f(0, length - L, Whole{}, lanes<C>(L - (length - i), L));
+    f(0, length - L, Whole{}, lanes_from<C>(L - (length - i)));
   } else {
-    f(0, std::int64_t{0}, Part{length}, lanes<C>(0, length));
+    f(0, std::int64_t{0}, Part{length}, lanes_below<C>(length));
   }
 }
 

@@ -28,8 +28,9 @@ struct Planes {
     const std::int64_t most = imin(imax(1, outer * inner / kChunk), segments);
     chunks = channels >= kEnoughTasks ? 1 : imin(ceil_div(kEnoughTasks, channels), most);
   }
-  std::int64_t plane(std::int64_t s) const { return s / per_plane; }
-  std::int64_t begin(std::int64_t s) const { return s % per_plane * kSegment; }
+  // Most planes are one segment: no division then.
+  std::int64_t plane(std::int64_t s) const { return per_plane == 1 ? s : s / per_plane; }
+  std::int64_t begin(std::int64_t s) const { return per_plane == 1 ? 0 : s % per_plane * kSegment; }
   std::int64_t length(std::int64_t s) const { return imin(kSegment, inner - begin(s)); }
   std::int64_t first_segment(std::int64_t chunk) const { return segments * chunk / chunks; }
 };

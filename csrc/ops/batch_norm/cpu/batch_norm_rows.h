@@ -1,19 +1,20 @@
 // Batch norm where the channels are contiguous (channels_last, and fully connected N x C).
 //
 // x is a matrix of outer*inner rows by channels. Tasks are fixed tiles of it, at most kWidth channels by
-// enough rows; vectors run over channels. A tile is read in groups of kGroup rows, so that per-channel values
-// (shift and sums, or coefficients) are loaded once per group from L1. Sums are float over kBlock rows, then
-// merged in double; tiles are merged in order of rows. The second sweep goes backwards, from what is still in
-// cache. Operands that are not rows are gathered one group at a time.
+// enough rows; vectors run over channels. Sums read kGroup rows per pass, so that shifts and accumulators are
+// loaded and stored once per group; with more rows their lines fall on the same sets of L1 (a row of 1024
+// floats is a page). Sums are float over kBlock rows, then merged in double; tiles are merged in order of
+// rows. The second sweep writes row after row, and takes the tiles backwards, from what is still in cache.
+// Operands that are not rows are gathered.
 #pragma once
 
 namespace convnorm::batch_norm {
 namespace {
 
 inline constexpr std::int64_t kWidth = 512;     // channels of a tile: its per-channel values stay in L1
-inline constexpr std::int64_t kBlock = 256;     // rows summed in float: at most 8 + 256/8 additions in a row
-inline constexpr int kWriteRows = 1;
-inline constexpr int kGroup = 4;                // rows per pass over the channels
+inline constexpr std::int64_t kBlock = 256;     // rows summed in float: at most 4 + 256/4 additions in a row
+inline constexpr int kGroup = 4;                // rows summed per pass over the channels
+inline constexpr int kAhead = 16;               // rows fetched ahead of the sums; measured
 inline constexpr std::int64_t kFirstRows = 32;  // rows that give the first shift
 inline constexpr std::int64_t kTile = 64 * 1024;  // elements of a tile
 
@@ -134,7 +135,9 @@ struct RowStatistics {
         const vec<C> m = load(shift + c);
         vec<C> g1{}, g2{};
         for (int k = 0; k < R; ++k) {
-          const vec<C> d = access.get(from.data + k * from.stride + c) - m;
+          const T* at = from.data + k * from.stride + c;
+          __builtin_prefetch(at + kAhead * from.stride);
+          const vec<C> d = access.get(at) - m;
           g1 += d;
           g2 += d * d;
         }
@@ -245,7 +248,7 @@ struct RowsForward {
   }
 
   void normalise(const RowCoefficients<C>& k, const Tile& t, T* gathered) const {
-    each_group<kWriteRows>(t.row, t.rows, [&](std::int64_t row, auto count) CONVNORM_INLINE {
+    each_group<1>(t.row, t.rows, [&](std::int64_t row, auto count) CONVNORM_INLINE {
       constexpr int R = decltype(count)::value;
       const auto from = x.get(row, R, t.channel, t.width, gathered);
       RowGroup<T> add{};
@@ -330,6 +333,8 @@ struct RowsBackward {
         const vec<C> inv = load(k.inv + c), rest = load(k.rest + c);
         vec<C> s{}, q{};
         for (int r = 0; r < R; ++r) {
+          __builtin_prefetch(from.x.data + (r + kAhead) * from.x.stride + i);
+          __builtin_prefetch(from.grad.data + (r + kAhead) * from.grad.stride + i);
           const vec<C> d = access.get(from.x.data + r * from.x.stride + i) - center;
           const vec<C> gv = passed(from, r, i, access, d, scale, shift);
           s += gv;
@@ -360,7 +365,7 @@ struct RowsBackward {
 
   void update(const RowCoefficients<C>& k, const Tile& t, T* gathered) const {
     const std::int64_t ld = g.channels;
-    each_group<kWriteRows>(t.row, t.rows, [&](std::int64_t row, auto count) CONVNORM_INLINE {
+    each_group<1>(t.row, t.rows, [&](std::int64_t row, auto count) CONVNORM_INLINE {
       constexpr int R = decltype(count)::value;
       const Group from = group(row, R, t, gathered);
       const std::int64_t at = row * ld + t.channel;
