@@ -162,8 +162,10 @@ class BatchNormBackward(Function):
     """(grad_input, grad_weight, grad_bias, grad_residual); the ones that are not wanted are empty."""
 
     @staticmethod
-    def forward(grad_output, input, weight, bias, output, stats, eps, train, relu, *wants):
-        return _ops.batch_norm_backward(grad_output, input, weight, bias, output, stats, eps, train, relu, *wants)
+    def forward(grad_output, input, weight, bias, output, stats, eps, train, relu, want_input, want_affine,
+                want_residual):
+        return _ops.batch_norm_backward(grad_output, input, weight, bias, output, stats, eps, train, relu,
+                                        want_input, want_affine, want_residual)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

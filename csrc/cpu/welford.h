@@ -39,6 +39,71 @@ inline bool in_range(double) { return true; }
 
 inline bool is_finite(double x) { return x - x == 0; }
 
+// As many doubles as a vector of C has lanes, in registers of their own (one vector type of twice the
+// register size is kept in memory by gcc 12).
+template <class C>
+struct Wide {
+  static constexpr int kParts = sizeof(double) / sizeof(C);
+  vec<double> part[kParts];
+};
+
+inline Wide<double> widen(vec<double> v) { return {{v}}; }
+inline Wide<float> widen(vec<float> v) {
+#if CONVNORM_VECTOR_BYTES == 64
+  const __m512 m = bits_as<__m512>(v);
+  return {{bits_as<vec<double>>(_mm512_cvtps_pd(_mm512_castps512_ps256(m))),
+           bits_as<vec<double>>(_mm512_cvtps_pd(_mm512_extractf32x8_ps(m, 1)))}};
+#elif CONVNORM_VECTOR_BYTES == 32
+  const __m256 m = bits_as<__m256>(v);
+  return {{bits_as<vec<double>>(_mm256_cvtps_pd(_mm256_castps256_ps128(m))),
+           bits_as<vec<double>>(_mm256_cvtps_pd(_mm256_extractf128_ps(m, 1)))}};
+#else
+  return {{vec<double>{v[0], v[1]}, vec<double>{v[2], v[3]}}};
+#endif
+}
+
+template <class C>
+inline Wide<C> load_wide(const double* p) {
+  Wide<C> w;
+  for (int i = 0; i < Wide<C>::kParts; ++i) w.part[i] = load(p + i * kLanes<double>);
+  return w;
+}
+template <class C>
+inline void store_wide(double* p, const Wide<C>& w) {
+  for (int i = 0; i < Wide<C>::kParts; ++i) store(p + i * kLanes<double>, w.part[i]);
+}
+
+// Two sums over wide values: g, and g (x - mean).
+template <class C>
+struct WideSums {
+  Wide<C> g{}, dot{};
+
+  inline void add(vec<C> grad, vec<C> x, const Wide<C>& mean) {
+    const Wide<C> gw = widen(grad), xw = widen(x);
+    for (int i = 0; i < Wide<C>::kParts; ++i) {
+      g.part[i] += gw.part[i];
+      dot.part[i] += gw.part[i] * (xw.part[i] - mean.part[i]);
+    }
+  }
+};
+
+template <class C>
+inline double wide_sum(const Wide<C>& a, const Wide<C>& b) {
+  double sum = 0;
+  for (int i = 0; i < Wide<C>::kParts; ++i) sum += lane_sum<double>(a.part[i] + b.part[i]);
+  return sum;
+}
+
+// Sum of n lanes, halves folded onto each other.
+template <int n, class A, class V>
+inline A fold(const V& v) {
+  A lane[n];
+  __builtin_memcpy(lane, &v, sizeof(v));
+  for (int half = n / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+  return lane[0];
+}
+
 // Vector accumulators of one block, several of them so that additions overlap. A is float, or double for the
 // sweep that cannot leave the range; both have as many lanes as a vector of C.
 template <class C, class A>
@@ -52,21 +117,14 @@ struct BlockSums {
 
   inline void add(int way, vec<C> x, ivec<C> on) {
     V d = __builtin_convertvector(x, V) - shift;
-    d = bits_as_lanes(d, on);
+    d = only(d, on);
     s1[way] += d;
     s2[way] += d * d;
   }
-  double total(const V (&s)[kWays]) const {
-    A lane[kLanes<C>];
-    const V sum = (s[0] + s[1]) + (s[2] + s[3]);
-    __builtin_memcpy(lane, &sum, sizeof(sum));
-    for (int half = kLanes<C> / 2; half > 0; half /= 2)
-      for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
-    return lane[0];
-  }
+  double total(const V (&s)[kWays]) const { return fold<kLanes<C>, A>((s[0] + s[1]) + (s[2] + s[3])); }
 
  private:
-  static inline V bits_as_lanes(V d, ivec<C> on) {
+  static inline V only(V d, ivec<C> on) {
     typedef decltype(d < d) M;
     return __builtin_convertvector(on, M) ? d : V{};
   }

@@ -223,29 +223,28 @@ struct PlanesBackward {
             length};
   }
 
+  // In double throughout: converting costs less than the memory it waits for, and grad_weight is a difference
+  // of large sums.
   Sums sums(std::int64_t c, std::int64_t s0, std::int64_t s1, T* tile) const {
     const auto k = coefficients<C>(p, c);
-    Sums total;
-    for (std::int64_t s = s0; s < s1;) {
-      vec<C> sum[4] = {}, dot[4] = {};
-      for (const std::int64_t end = imin(s + g.group, s1); s < end; ++s) {
-        const Segment from = segment(g.plane(s), c, g.begin(s), g.length(s), tile);
-        each_vector<C>(from.length, false,
-                       [&](int way, std::int64_t i, auto access, ivec<C> on) CONVNORM_INLINE {
-                         const vec<C> d = access.get(from.x + i) - k.center;
-                         vec<C> gv = access.get(from.grad + i);
-                         if constexpr (kMask == Mask::from_x)
-                           gv = d * k.scale + k.shift <= C(0) ? vec<C>{} : gv;
-                         if constexpr (kMask == Mask::from_out)
-                           gv = access.get(from.out + i) <= C(0) ? vec<C>{} : gv;
-                         sum[way] += masked<C>(gv, on);
-                         dot[way] += masked<C>(gv * (d * k.inv + k.rest), on);
-                       });
-      }
-      total.g += lane_sum<C>((sum[0] + sum[1]) + (sum[2] + sum[3]));
-      total.gx += lane_sum<C>((dot[0] + dot[1]) + (dot[2] + dot[3]));
+    Wide<C> mean;
+    for (vec<double>& part : mean.part) part = splat<double>(p.mean[c]);
+    WideSums<C> total[2];
+    for (std::int64_t s = s0; s < s1; ++s) {
+      const Segment from = segment(g.plane(s), c, g.begin(s), g.length(s), tile);
+      each_vector<C>(from.length, false,
+                     [&](int way, std::int64_t i, auto access, ivec<C> on) CONVNORM_INLINE {
+                       const vec<C> xv = access.get(from.x + i);
+                       vec<C> gv = access.get(from.grad + i);
+                       if constexpr (kMask == Mask::from_x)
+                         gv = (xv - k.center) * k.scale + k.shift <= C(0) ? vec<C>{} : gv;
+                       if constexpr (kMask == Mask::from_out)
+                         gv = access.get(from.out + i) <= C(0) ? vec<C>{} : gv;
+                       total[way % 2].add(masked<C>(gv, on), xv, mean);
+                     });
     }
-    return total;
+    const double r = 1 / __builtin_sqrt(p.var[c] + p.eps);
+    return {wide_sum(total[0].g, total[1].g), r * wide_sum(total[0].dot, total[1].dot)};
   }
 
   void update(const Coefficients<C>& k, const Slopes<C>& b, std::int64_t c, const Segment& from) const {

@@ -87,14 +87,16 @@ CONVNORM_INLINE inline void each_group(std::int64_t row, std::int64_t rows, F f)
 template <class C>
 struct RowCoefficients {
   C *center, *inv, *rest, *scale, *shift, *slope, *along, *level;
+  double* mean;
 
   static std::int64_t bytes(std::int64_t channels) {
-    return 8 * (channels + 64) * static_cast<std::int64_t>(sizeof(C));
+    return (channels + 64) * static_cast<std::int64_t>(8 * sizeof(C) + sizeof(double));
   }
 
   RowCoefficients(Arena& arena, std::int64_t channels) {
     for (C** array : {&center, &inv, &rest, &scale, &shift, &slope, &along, &level})
       *array = arena.take<C>(channels + kLanes<C>);
+    mean = arena.take<double>(channels + kLanes<C>);
   }
   void set(std::int64_t c, const Coefficients<C>& k) const {
     center[c] = k.center, inv[c] = k.inv, rest[c] = k.rest, scale[c] = k.scale, shift[c] = k.shift;
@@ -323,43 +325,39 @@ struct RowsBackward {
     return gv;
   }
 
-  void sums(const RowCoefficients<C>& k, const Tile& t, C* sum, C* dot, T* gathered) const {
+  // In double throughout, as in the planes method.
+  void sums(const RowCoefficients<C>& k, const Tile& t, double* sum, double* dot, T* gathered) const {
     each_group<kGroup>(t.row, t.rows, [&](std::int64_t row, auto count) CONVNORM_INLINE {
       constexpr int R = decltype(count)::value;
       const Group from = group(row, R, t, gathered);
       each_vector<C, 1>(t.width, false, [&](int, std::int64_t i, auto access, ivec<C> on) CONVNORM_INLINE {
         const std::int64_t c = t.channel + i;
         const vec<C> center = load(k.center + c), scale = load(k.scale + c), shift = load(k.shift + c);
-        const vec<C> inv = load(k.inv + c), rest = load(k.rest + c);
-        vec<C> s{}, q{};
+        const Wide<C> mean = load_wide<C>(k.mean + c);
+        WideSums<C> total{load_wide<C>(sum + i), load_wide<C>(dot + i)};
         for (int r = 0; r < R; ++r) {
           __builtin_prefetch(from.x.data + (r + kAhead) * from.x.stride + i);
           __builtin_prefetch(from.grad.data + (r + kAhead) * from.grad.stride + i);
-          const vec<C> d = access.get(from.x.data + r * from.x.stride + i) - center;
-          const vec<C> gv = passed(from, r, i, access, d, scale, shift);
-          s += gv;
-          q += gv * (d * inv + rest);
+          const vec<C> xv = access.get(from.x.data + r * from.x.stride + i);
+          const vec<C> gv = passed(from, r, i, access, xv - center, scale, shift);
+          total.add(masked<C>(gv, on), xv, mean);
         }
-        store(sum + i, load(sum + i) + masked<C>(s, on));
-        store(dot + i, load(dot + i) + masked<C>(q, on));
+        store_wide(sum + i, total.g);
+        store_wide(dot + i, total.dot);
       });
     });
   }
 
-  // Float over kBlock rows, double over the tile.
   void tile_sums(const RowCoefficients<C>& k, const Tile& t, double* grad_bias, double* grad_weight,
                  Arena arena) const {
     T* gathered = arena.take<T>(3 * kGroup * kWidth);
-    C* sum = arena.take<C>(kWidth + kLanes<C>);
-    C* dot = arena.take<C>(kWidth + kLanes<C>);
-    for (std::int64_t c = 0; c < t.width; ++c) grad_bias[c] = grad_weight[c] = 0;
-    for (std::int64_t done = 0; done < t.rows; done += kBlock) {
-      for (std::int64_t c = 0; c < t.width + kLanes<C>; ++c) sum[c] = dot[c] = 0;
-      sums(k, {t.row + done, imin(kBlock, t.rows - done), t.channel, t.width}, sum, dot, gathered);
-      for (std::int64_t c = 0; c < t.width; ++c) {
-        grad_bias[c] += sum[c];
-        grad_weight[c] += dot[c];
-      }
+    double* sum = arena.take<double>(kWidth + kLanes<C>);
+    double* dot = arena.take<double>(kWidth + kLanes<C>);
+    for (std::int64_t c = 0; c < t.width + kLanes<C>; ++c) sum[c] = dot[c] = 0;
+    sums(k, t, sum, dot, gathered);
+    for (std::int64_t c = 0; c < t.width; ++c) {
+      grad_bias[c] = sum[c];
+      grad_weight[c] = dot[c] / __builtin_sqrt(p.var[t.channel + c] + p.eps);
     }
   }
 
@@ -391,7 +389,7 @@ struct RowsBackward {
   }
 
   void all_sums(const RowCoefficients<C>& k, double* partial) const {
-    const std::int64_t bytes = 3 * kGroup * kWidth * sizeof(T) + 2 * (kWidth + 64) * sizeof(C);
+    const std::int64_t bytes = 3 * kGroup * kWidth * sizeof(T) + 2 * (kWidth + 64) * sizeof(double);
     parallel_for(g.down * g.across, 1, [&](std::int64_t begin, std::int64_t end) {
       const Arena arena{static_cast<char*>(scratch_bytes(Slot::local, bytes))};
       for (std::int64_t i = begin; i < end; ++i) {
@@ -416,7 +414,7 @@ struct RowsBackward {
     Arena arena{static_cast<char*>(
         scratch_bytes(Slot::shared, RowCoefficients<C>::bytes(g.channels) + partial_bytes))};
     const RowCoefficients<C> k(arena, g.channels);
-    for (std::int64_t c = 0; c < g.channels; ++c) k.set(c, coefficients<C>(p, c));
+    for (std::int64_t c = 0; c < g.channels; ++c) k.set(c, coefficients<C>(p, c)), k.mean[c] = p.mean[c];
     if (p.want_affine || (p.train && p.grad_input.data))
       all_sums(k, arena.take<double>(2 * g.down * g.channels));
     if (!p.grad_input.data && !p.grad_residual.data) return;
