@@ -12,5 +12,7 @@ from . import _C
 __version__ = _C.build_info()["version"]
 
 from . import backends, functional, nn
+from .convert import conversion_report, convert, revert
+from .explain import explain
 
-__all__ = ["__version__", "backends", "functional", "nn"]
+__all__ = ["__version__", "backends", "conversion_report", "convert", "explain", "functional", "nn", "revert"]
