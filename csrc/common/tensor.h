@@ -41,15 +41,6 @@ struct View {
 
 View view(const Tensor& t);
 
-// Sizes and strides with the spatial dimensions lifted to d, h, w (size 1, stride 0 in front).
-struct View5 {
-  void* data = nullptr;
-  std::int64_t n = 1, c = 1;
-  Dims size{1, 1, 1};
-  std::int64_t stride_n = 0, stride_c = 0;
-  Dims stride{0, 0, 0};
-};
-
 // t is (n, c, spatial...).
 View5 lift(const Tensor& t);
 

@@ -31,6 +31,15 @@ inline Dims lift(const std::int64_t* values, int n, std::int64_t fill) {
   return out;
 }
 
+// A tensor (n, c, spatial...) with the spatial dimensions lifted to d, h, w; strides in elements.
+struct View5 {
+  void* data = nullptr;
+  std::int64_t n = 1, c = 1;
+  Dims size{1, 1, 1};
+  std::int64_t stride_n = 0, stride_c = 0;
+  Dims stride{0, 0, 0};
+};
+
 inline const char* dim_name(int d) { return d == 0 ? "depth" : d == 1 ? "height" : "width"; }
 
 }  // namespace convnorm

@@ -1,0 +1,101 @@
+// Convolution (cross-correlation) of n images with c channels by k filters, 1 to 3 spatial dimensions lifted to d, h, w.
+//
+//   forward     out[n,k,o] = bias[k] + sum over c, r of w[k,c,r] * in[n, c, o*stride + r*dil - pad]
+//   by input    gin[n,c,i] = sum over k, r with o*stride + r*dil - pad == i of w[k,c,r] * gout[n,k,o]
+//   by weight   gw[k,c,r]  = sum over n, o of gout[n,k,o] * in[n, c, o*stride + r*dil - pad],  gbias[k] = sum of gout[n,k,o]
+//
+// o, i, r are vectors over (d, h, w); c and k run within a group; `in` is zero outside the image. The three are one
+// trilinear form, so the derivative of each is made of the other two.
+//
+// This header is torch-free: it is the contract between the host file (conv.cpp) and the kernels (cpu/).
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "common/dtype.h"
+#include "common/window.h"
+#include "cpu/isa.h"
+
+namespace convnorm::conv {
+
+enum class Pass { forward, by_input, by_weight };
+
+struct Weight {
+  void* data = nullptr;  // (k, c / groups, d, h, w)
+  std::int64_t stride_k = 0, stride_c = 0;
+  Dims stride{0, 0, 0};
+};
+
+// One problem. Each pass reads two of input, weight, output and writes the third.
+struct Params {
+  Pass pass;
+  DType dtype;
+  View5 input;   // n, c, in_d, in_h, in_w
+  View5 output;  // n, k, out_d, out_h, out_w
+  Weight weight;
+  void* bias = nullptr;  // forward: (k) or null. by_weight: grad_bias (k) or null
+  Window window;
+  std::int64_t groups = 1;
+};
+
+// One row of the ordered list (common/registry.h).
+struct Kernel {
+  const char* name;
+  const char* about;
+  Isa isa;
+  const char* (*refuse)(const Params&);
+  void (*run)(const Params&);
+};
+
+std::span<const Kernel> kernels(Pass pass);
+
+// The reference: patches as rows of a matrix (im2col), one plain matrix product per image and group (cpu/conv_im2col.cpp).
+void im2col_forward(const Params& p);
+void im2col_by_input(const Params& p);
+void im2col_by_weight(const Params& p);
+
+// --- implicit GEMM: one packed micro-kernel for every dense pass (cpu/conv_igemm_*.{h,cpp}) -------------------------
+
+// One spatial axis of a dense sub-problem. Output o, tap t reads source o*step + offset + t*offset_step (zero outside
+// [0, source)); everything is affine, so strided gradients are several such problems instead of zero-stuffed ones.
+struct Axis {
+  std::int64_t out, out_stride;        // outputs, and their distance in elements
+  std::int64_t source, source_stride;  // source extent and stride
+  std::int64_t step;
+  std::int64_t taps, offset, offset_step;
+  std::int64_t weight_step;  // elements between the weights of consecutive taps
+};
+
+// dst[n, g, o, p] = bias[o] + sum over r, t of weight[g, o, r, t] * src[n, g, r, p @ t]
+struct Dense {
+  DType dtype;
+  Axis axis[kSpatial];
+  std::int64_t n, groups;
+  std::int64_t red_c, out_c;  // channels summed over and written, per group
+  const void* src;
+  std::int64_t src_n, src_c;
+  void* dst;  // by weight: the gradient of dst, which is read
+  std::int64_t dst_n, dst_c;
+  void* weight;  // by weight: written
+  std::int64_t weight_group, weight_out, weight_red;
+  void* bias;
+};
+
+// Forward as one Dense problem; by input as one per residue of the stride; both geometry only, tested by brute force.
+Dense forward_problem(const Params& p);
+std::vector<Dense> by_input_problems(const Params& p);
+
+// The implementations per instruction set.
+struct Igemm {
+  void (*gemm)(const Dense&);       // forward and by input
+  void (*by_weight)(const Dense&);  // by weight
+};
+extern const Igemm igemm_generic;
+#if defined(__x86_64__)
+extern const Igemm igemm_avx2;
+extern const Igemm igemm_avx512;
+#endif
+
+}  // namespace convnorm::conv

@@ -1,0 +1,124 @@
+// Convolutions as dense sub-problems (see Dense in conv.h). Geometry only: no loop over data, no torch.
+#include <numeric>
+
+#include "ops/conv/conv.h"
+
+namespace convnorm::conv {
+namespace {
+
+std::int64_t floor_mod(std::int64_t a, std::int64_t b) { return ((a % b) + b) % b; }
+
+std::int64_t offset_elements(DType t, std::int64_t elements) { return elements * bytes(t); }
+
+// A plane whose rows follow each other without a gap, in source and destination, and that is read one to one, is a
+// single long row: 1x1 convolutions lose their row ends.
+void merge_rows(Dense& d) {
+  Axis& row = d.axis[kSpatial - 1];
+  const auto one_to_one = [](const Axis& a) {
+    return a.taps == 1 && a.step == 1 && a.offset == 0 && a.out == a.source;
+  };
+  for (int outer = kSpatial - 2; outer >= 0; --outer) {
+    Axis& a = d.axis[outer];
+    if (!one_to_one(a) || !one_to_one(row)) return;
+    if (a.out == 1) continue;
+    if (a.out_stride != row.out_stride * row.out || a.source_stride != row.source_stride * row.source) return;
+    row.out *= a.out;
+    row.source *= a.source;
+    a.out = a.source = 1;
+  }
+}
+
+Dense common(const Params& p) {
+  Dense d{};
+  d.dtype = p.dtype;
+  d.n = p.input.n;
+  d.groups = p.groups;
+  d.weight = p.weight.data;
+  return d;
+}
+
+}  // namespace
+
+Dense forward_problem(const Params& p) {
+  Dense d = common(p);
+  d.red_c = p.input.c / p.groups;
+  d.out_c = p.output.c / p.groups;
+  d.src = p.input.data;
+  d.src_n = p.input.stride_n;
+  d.src_c = p.input.stride_c;
+  d.dst = p.output.data;
+  d.dst_n = p.output.stride_n;
+  d.dst_c = p.output.stride_c;
+  d.weight_out = p.weight.stride_k;
+  d.weight_red = p.weight.stride_c;
+  d.weight_group = d.out_c * p.weight.stride_k;
+  d.bias = p.bias;
+  for (int s = 0; s < kSpatial; ++s)
+    d.axis[s] = {p.output.size[s],     p.output.stride[s], p.input.size[s],  p.input.stride[s],  p.window.stride[s],
+                 p.window.kernel[s], -p.window.pad[s],   p.window.dil[s], p.weight.stride[s]};
+  merge_rows(d);
+  return d;
+}
+
+// Input position i = a + stride*j (residue a) receives tap r where (a + pad - r*dil) is divisible by the stride. With
+// g = gcd(stride, dil) those r are r0, r0 + stride/g, ...; the output it comes from is j + (a + pad - r*dil)/stride. So
+// each residue is a dense, stride-1 problem over grad_output. A residue without taps has taps == 0: zeros are written.
+std::vector<Dense> by_input_problems(const Params& p) {
+  std::array<std::vector<Axis>, kSpatial> axes;
+  std::array<std::vector<std::int64_t>, kSpatial> first;         // residue a
+  std::array<std::vector<std::int64_t>, kSpatial> first_weight;  // r0
+  for (int s = 0; s < kSpatial; ++s) {
+    const std::int64_t stride = p.window.stride[s], dil = p.window.dil[s], pad = p.window.pad[s];
+    const std::int64_t tap_step = stride / std::gcd(stride, dil);
+    for (std::int64_t a = 0; a < stride && a < p.input.size[s]; ++a) {
+      std::int64_t r0 = 0;
+      while (r0 < tap_step && floor_mod(a + pad - r0 * dil, stride) != 0) ++r0;
+      const std::int64_t kernel = r0 < tap_step ? p.window.kernel[s] : 0;
+      Axis axis{};
+      axis.out = (p.input.size[s] - a + stride - 1) / stride;
+      axis.out_stride = p.input.stride[s] * stride;
+      axis.source = p.output.size[s];
+      axis.source_stride = p.output.stride[s];
+      axis.step = 1;
+      axis.taps = kernel > r0 ? (kernel - r0 + tap_step - 1) / tap_step : 0;
+      axis.offset = (a + pad - r0 * dil) / stride;  // exact where taps > 0
+      axis.offset_step = -(tap_step * dil / stride);
+      axis.weight_step = p.weight.stride[s] * tap_step;
+      axes[s].push_back(axis);
+      first[s].push_back(a);
+      first_weight[s].push_back(r0);
+    }
+  }
+  std::vector<Dense> problems;
+  for (std::size_t i = 0; i < axes[0].size(); ++i)
+    for (std::size_t j = 0; j < axes[1].size(); ++j)
+      for (std::size_t k = 0; k < axes[2].size(); ++k) {
+        Dense d = common(p);
+        d.red_c = p.output.c / p.groups;
+        d.out_c = p.input.c / p.groups;
+        d.src = p.output.data;
+        d.src_n = p.output.stride_n;
+        d.src_c = p.output.stride_c;
+        d.dst_n = p.input.stride_n;
+        d.dst_c = p.input.stride_c;
+        d.weight_out = p.weight.stride_c;
+        d.weight_red = p.weight.stride_k;
+        d.weight_group = d.red_c * p.weight.stride_k;
+        const std::size_t at[kSpatial] = {i, j, k};
+        std::int64_t dst = 0, weight = 0;
+        for (int s = 0; s < kSpatial; ++s) {
+          d.axis[s] = axes[s][at[s]];
+          dst += first[s][at[s]] * p.input.stride[s];
+          weight += first_weight[s][at[s]] * p.weight.stride[s];
+        }
+        const bool empty = d.axis[0].taps == 0 || d.axis[1].taps == 0 || d.axis[2].taps == 0;
+        if (empty) d.axis[0].taps = d.axis[1].taps = d.axis[2].taps = 0;
+        d.dst = static_cast<char*>(p.input.data) + offset_elements(p.dtype, dst);
+        d.weight = static_cast<char*>(p.weight.data) + offset_elements(p.dtype, empty ? 0 : weight);
+        merge_rows(d);
+        problems.push_back(d);
+      }
+  return problems;
+}
+
+}  // namespace convnorm::conv

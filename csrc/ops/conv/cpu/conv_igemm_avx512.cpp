@@ -1,0 +1,14 @@
+#if defined(__x86_64__)
+#include "ops/conv/conv.h"
+
+#include "cpu/target_avx512.h"
+#include "cpu/vec.h"
+#include "cpu/microkernel.h"
+#include "ops/conv/cpu/conv_igemm_pack.h"
+#include "ops/conv/cpu/conv_igemm_kernel.h"
+#include "ops/conv/cpu/conv_igemm_weight.h"
+
+namespace convnorm::conv {
+extern const Igemm igemm_avx512 = {run_gemm, run_by_weight};
+}
+#endif

@@ -1,0 +1,12 @@
+#include "ops/conv/conv.h"
+
+#include "cpu/target_generic.h"
+#include "cpu/vec.h"
+#include "cpu/microkernel.h"
+#include "ops/conv/cpu/conv_igemm_pack.h"
+#include "ops/conv/cpu/conv_igemm_kernel.h"
+#include "ops/conv/cpu/conv_igemm_weight.h"
+
+namespace convnorm::conv {
+extern const Igemm igemm_generic = {run_gemm, run_by_weight};
+}

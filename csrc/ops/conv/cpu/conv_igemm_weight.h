@@ -1,0 +1,226 @@
+// Implicit GEMM by weight: gw[k][r] = sum over pixels of gout[pixel][k] * patch[pixel][r], with r = (channel, tap).
+//
+// The same tiles and the same patches as forward, with pixels as the long dimension:
+//
+//   NCHW:  tile rows = r (P[r][pixel], by rows), columns = k (gout packed to [k / 16][pixel][16])
+//   NHWC:  tile rows = k (gout packed to [k / 6][pixel][6], interleaved), columns = r (P[pixel][r])
+//
+//   for task = (group, block of r, block of k, split of the pixels):     in parallel, by shape alone
+//     for chunk of 192 pixels:  pack patches and gout (L2), run tiles, adding to the task's part of the sum
+//   add the splits in order and write gw                                 in parallel over k
+//
+// grad_bias is summed from the packed gout by the tasks of the first block of r.
+#pragma once
+
+namespace convnorm::conv {
+namespace {
+
+inline constexpr std::int64_t kChunk = 192;            // pixels per pass: patches and gout together fit L2
+inline constexpr std::int64_t kLeastSplit = 4 * kChunk;
+inline constexpr std::int64_t kWantedWeightTasks = 16;
+inline constexpr std::int64_t kOutBlock = 256;         // output channels per task
+
+template <class C>
+struct WeightPlan {
+  bool channel_rows;
+  Cut cut;
+  std::int64_t pixels, splits, out_blocks, groups;
+  std::int64_t lanes;        // width of a packed gout panel
+  std::int64_t depth;        // longest block of r
+  std::int64_t rows, ld;     // the partial sum of one (split, group): rows x ld
+  std::int64_t tasks() const { return groups * cut.count() * out_blocks * splits; }
+  std::int64_t part() const { return rows * ld; }
+  std::int64_t first_out(std::int64_t i, std::int64_t out_c) const {
+    return imin(out_c, ceil_div(out_c, out_blocks * lanes) * lanes * i);
+  }
+  std::int64_t first_pixel(std::int64_t split) const { return pixels * split / splits; }
+};
+
+template <class C>
+WeightPlan<C> make_weight_plan(const Dense& d) {
+  WeightPlan<C> p{};
+  p.channel_rows = d.src_c == 1 && !(d.red_c == 1 && d.axis[2].source_stride == 1);
+  p.cut = make_cut(d, p.channel_rows);
+  p.groups = d.groups;
+  p.pixels = d.n * d.axis[0].out * d.axis[1].out * d.axis[2].out;
+  p.lanes = p.channel_rows ? kRows : kCols<C>;
+  p.out_blocks = ceil_div(d.out_c, kOutBlock);
+  const std::int64_t wanted = ceil_div(kWantedWeightTasks, p.groups * p.cut.count() * p.out_blocks);
+  p.splits = imax(1, imin(wanted, p.pixels / kLeastSplit));
+  p.depth = ceil_div(p.cut.taps, p.cut.tap_blocks) * ceil_div(p.cut.channels, p.cut.channel_blocks);
+  const std::int64_t out = ceil_div(d.out_c, p.lanes) * p.lanes;
+  p.rows = p.channel_rows ? out : p.cut.count() * p.depth;
+  p.ld = p.channel_rows ? p.cut.count() * round_up_line<C>(p.depth) : out;
+  return p;
+}
+
+template <class C>
+struct WeightTask {
+  const Dense* d;
+  const WeightPlan<C>* plan;
+  std::int64_t group, block, k0, k1, pixel0, pixel1;
+  C* part;
+  double* bias_part;  // of this (split, group), or null
+  C *patches, *gout;
+  Segment* segments;
+};
+
+// Channels [k0, k0 + lanes) of gout at the pixels of the segments, as panel[pixel][width].
+template <class S, class C>
+void pack_gout_panel(const Dense& d, std::int64_t group, std::int64_t k0, std::int64_t lanes, std::int64_t width,
+                     const Segment* segments, std::int64_t count, C* panel) {
+  const S* src = static_cast<const S*>(d.dst) + (group * d.out_c + k0) * d.dst_c;
+  const std::int64_t step = d.axis[2].out_stride;
+  for (std::int64_t s = 0; s < count; ++s) {
+    const Segment& g = segments[s];
+    const S* at = src + g.n * d.dst_n + g.d * d.axis[0].out_stride + g.h * d.axis[1].out_stride + g.w * step;
+    C* out = panel + g.at * width;
+    if (d.dst_c == 1) {
+      for (std::int64_t i = 0; i < g.len; ++i) copy_run(out + i * width, at + i * step, lanes);
+    } else {
+      for (std::int64_t o = 0; o < lanes; ++o)
+        for (std::int64_t i = 0; i < g.len; ++i) out[i * width + o] = load1(at + o * d.dst_c + i * step);
+    }
+    for (std::int64_t o = lanes; o < width; ++o)
+      for (std::int64_t i = 0; i < g.len; ++i) out[i * width + o] = C(0);
+  }
+}
+
+// Sums of the columns of panel[pixels][width]: four short float sums per lane, joined in double.
+template <class C>
+void add_bias_sums(const C* panel, std::int64_t pixels, std::int64_t lanes, std::int64_t width, double* sums) {
+  constexpr int kParts = 4;
+  C part[kParts][kCols<C> > kRows ? kCols<C> : kRows] = {};
+  for (std::int64_t x = 0; x < pixels; ++x)
+    for (std::int64_t o = 0; o < width; ++o) part[x % kParts][o] += panel[x * width + o];
+  for (std::int64_t o = 0; o < lanes; ++o)
+    for (int i = 0; i < kParts; ++i) sums[o] += double(part[i][o]);
+}
+
+template <class C>
+void weight_tiles(const WeightTask<C>& t, const Block& b, std::int64_t pixels, std::int64_t ldp, bool first) {
+  const WeightPlan<C>& plan = *t.plan;
+  Tile<C> tile{};
+  tile.depth = pixels;
+  tile.start = first ? Start::zero : Start::add_to_c;
+  const std::int64_t r = b.depth(), k = t.k1 - t.k0;
+  const std::int64_t columns = plan.channel_rows ? r : k, rows = plan.channel_rows ? k : r;
+  C* part = plan.channel_rows ? t.part + t.k0 * plan.ld + t.block * round_up_line<C>(plan.depth)
+                              : t.part + t.block * plan.depth * plan.ld + t.k0;
+  for (std::int64_t n = 0; n < columns; n += kCols<C>) {
+    const std::int64_t vectors = ceil_div(imin(kCols<C>, columns - n), kLanes<C>);
+    tile.b = plan.channel_rows ? t.patches + n : t.gout + n * pixels;
+    tile.ldb = plan.channel_rows ? ldp : kCols<C>;
+    for (std::int64_t m = 0; m < rows; m += kRows) {
+      const std::int64_t height = imin(kRows, rows - m);
+      tile.a = plan.channel_rows ? t.gout + m * pixels : t.patches + m * ldp;
+      tile.lda = ldp;
+      for (std::int64_t i = 0; i < height; ++i) tile.c[i] = part + (m + i) * plan.ld + n;
+      (plan.channel_rows ? kTiles<C, true>.fn : kTiles<C, false>.fn)[height][vectors](tile);
+    }
+  }
+}
+
+template <class C, class S>
+void run_weight_task(const WeightTask<C>& t) {
+  const Dense& d = *t.d;
+  const WeightPlan<C>& plan = *t.plan;
+  const Block b = plan.cut.block(t.block);
+  for (std::int64_t x = t.pixel0; x < t.pixel1; x += kChunk) {
+    const std::int64_t pixels = imin(kChunk, t.pixel1 - x);
+    const std::int64_t count = make_segments(d, x, x + pixels, t.segments);
+    std::int64_t ldp = odd_lines<C>(plan.channel_rows ? b.depth() : pixels);
+    if (plan.channel_rows)
+      pack_channel_rows<S, C>(d, t.group, b, t.segments, count, t.patches, ldp);
+    else
+      pack_pixel_rows<S, C>(d, t.group, b, t.segments, count, pixels, t.patches, ldp);
+    for (std::int64_t k = t.k0; k < t.k1; k += plan.lanes) {
+      C* panel = t.gout + (k - t.k0) * pixels;
+      const std::int64_t lanes = imin(plan.lanes, t.k1 - k);
+      pack_gout_panel<S, C>(d, t.group, k, lanes, plan.lanes, t.segments, count, panel);
+      if (t.bias_part && t.block == 0) add_bias_sums(panel, pixels, lanes, plan.lanes, t.bias_part + k);
+    }
+    weight_tiles(t, b, pixels, ldp, x == t.pixel0);
+  }
+}
+
+// gw and grad_bias of output channels [k0, k1) of a group: the splits added in order.
+template <class C, class D>
+void write_weights(const Dense& d, const WeightPlan<C>& plan, const C* parts, std::int64_t group, std::int64_t k0,
+                   std::int64_t k1) {
+  D* out = static_cast<D*>(d.weight) + group * d.weight_group;
+  for (std::int64_t i = 0; i < plan.cut.count(); ++i) {
+    const Block b = plan.cut.block(i);
+    const std::int64_t channels = b.c1 - b.c0;
+    for (std::int64_t r = 0; r < b.depth(); ++r) {
+      const std::int64_t c = b.c0 + (plan.channel_rows ? r % channels : r / (b.tap1 - b.tap0));
+      const Tap tap = tap_at(d, b.tap0 + (plan.channel_rows ? r / channels : r % (b.tap1 - b.tap0)));
+      D* at = out + c * d.weight_red + tap.d * d.axis[0].weight_step + tap.h * d.axis[1].weight_step +
+              tap.w * d.axis[2].weight_step;
+      for (std::int64_t k = k0; k < k1; ++k) {
+        const C* from = parts + group * plan.part() +
+                        (plan.channel_rows ? k * plan.ld + i * round_up_line<C>(plan.depth) + r
+                                           : (i * plan.depth + r) * plan.ld + k);
+        C sum = plan.pixels > 0 ? from[0] : C(0);
+        for (std::int64_t s = 1; s < plan.splits; ++s) sum += from[s * plan.groups * plan.part()];
+        store1(at + k * d.weight_out, sum);
+      }
+    }
+  }
+}
+
+template <class D>
+void by_weight(const Dense& d) {
+  using C = compute_t<D>;
+  const WeightPlan<C> plan = make_weight_plan<C>(d);
+  const std::int64_t all_out = plan.groups * d.out_c;
+  const std::int64_t sums = plan.splits * plan.groups * plan.part();
+  double* bias = static_cast<double*>(
+      scratch_bytes(Slot::shared, plan.splits * all_out * sizeof(double) + 64 + sums * sizeof(C)));
+  C* parts = reinterpret_cast<C*>(bias + ceil_div(plan.splits * all_out, 8) * 8);
+  for (std::int64_t i = 0; i < plan.splits * all_out; ++i) bias[i] = 0;
+
+  parallel_for(plan.tasks(), 1, [&](std::int64_t begin, std::int64_t end) {
+    const std::int64_t patches = imax(plan.depth * odd_lines<C>(kChunk), kChunk * odd_lines<C>(plan.depth)) + kCols<C>;
+    const std::int64_t gout = (ceil_div(imin(d.out_c, kOutBlock + plan.lanes), plan.lanes) + 1) * plan.lanes * kChunk;
+    WeightTask<C> t{};
+    t.d = &d;
+    t.plan = &plan;
+    t.patches = static_cast<C*>(
+        scratch_bytes(Slot::local, (patches + gout + 64) * sizeof(C) + (kChunk + 1) * sizeof(Segment)));
+    t.gout = t.patches + patches;
+    t.segments = reinterpret_cast<Segment*>(t.gout + ceil_div(gout, 16) * 16);
+    for (std::int64_t i = begin; i < end; ++i) {
+      const std::int64_t split = i % plan.splits, out = i / plan.splits % plan.out_blocks;
+      t.block = i / plan.splits / plan.out_blocks % plan.cut.count();
+      t.group = i / plan.splits / plan.out_blocks / plan.cut.count();
+      t.k0 = plan.first_out(out, d.out_c);
+      t.k1 = plan.first_out(out + 1, d.out_c);
+      t.pixel0 = plan.first_pixel(split);
+      t.pixel1 = plan.first_pixel(split + 1);
+      t.part = parts + (split * plan.groups + t.group) * plan.part();
+      t.bias_part = d.bias ? bias + split * all_out + t.group * d.out_c : nullptr;
+      if (t.k1 > t.k0) run_weight_task<C, D>(t);
+    }
+  });
+
+  const std::int64_t panels = ceil_div(d.out_c, kCols<C>);
+  parallel_for(plan.groups * panels, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      const std::int64_t group = i / panels, k0 = i % panels * kCols<C>, k1 = imin(d.out_c, k0 + kCols<C>);
+      write_weights<C, D>(d, plan, parts, group, k0, k1);
+      for (std::int64_t k = group * d.out_c + k0; d.bias && k < group * d.out_c + k1; ++k) {
+        double sum = 0;
+        for (std::int64_t s = 0; s < plan.splits; ++s) sum += bias[s * all_out + k];
+        store1(static_cast<D*>(d.bias) + k, C(sum));
+      }
+    }
+  });
+}
+
+void run_by_weight(const Dense& d) {
+  dispatch(d.dtype, [&](auto tag) { by_weight<decltype(tag)>(d); });
+}
+
+}  // namespace
+}  // namespace convnorm::conv
