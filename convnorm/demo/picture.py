@@ -26,10 +26,11 @@ def _curves(axes: Any, a: Trainer, b: Trainer, what: str) -> None:
     """Both networks in one chart: torch as a broad line, convnorm as a thin one on top of it."""
     epochs = range(1, len(a.history) + 1)
     scale = 100 if what == "accuracy" else 1
-    for trainer, color, width, marker in ((a, TORCH_LIGHT, 6, None), (b, OURS, 1.6, "o")):
+    for trainer, color, width, dot in ((a, TORCH_LIGHT, 6, 11), (b, OURS, 1.6, 4)):
         values = [scale * getattr(epoch, what) for epoch in trainer.history]
-        axes.plot(epochs, values, color=color, linewidth=width, marker=marker, markersize=4, label=trainer.name)
+        axes.plot(epochs, values, color=color, linewidth=width, marker="o", markersize=dot, label=trainer.name)
     axes.set_xlabel("epoch", fontsize=9)
+    axes.set_xlim(0.5, len(a.history) + 0.5)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False, fontsize=9, loc="upper right" if what == "loss" else "lower right")
     if what == "loss":
