@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from . import _C
+from .flops import flops
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,11 @@ class Explanation:
 def _describe(value: Any) -> str:
     if not isinstance(value, Tensor):
         return str(list(value)) if isinstance(value, (list, tuple)) else str(value)
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(value.dim())
     layout = "strided"
     if value.is_contiguous():
         layout = "contiguous"
-    elif value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last):
-        layout = "channels_last"
-    elif value.dim() == 5 and value.is_contiguous(memory_format=torch.channels_last_3d):
+    elif last and value.is_contiguous(memory_format=last):
         layout = "channels_last"
     return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)} {layout}"
 
@@ -98,21 +97,6 @@ def _arguments(schema: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> st
     names = [a.name for a in schema.arguments]
     pairs = [*zip(names, args, strict=False), *kwargs.items()]
     return ", ".join(f"{name} {_describe(value)}" for name, value in pairs if value is not None)
-
-
-def _flops(op: str, args: tuple[Any, ...]) -> int | None:
-    """Two per multiply-add; the three convolution ops do the same number of them."""
-    if op == "conv_forward":
-        x, w = args[0], args[1]
-        from .ops.conv import output_size
-
-        out = output_size(x.shape[2:], w.shape[2:], args[3], args[4], args[5])
-        return 2 * x.shape[0] * w.numel() * math.prod(out)
-    if op == "conv_by_input":
-        return 2 * args[0].shape[0] * args[1].numel() * math.prod(args[0].shape[2:])
-    if op == "conv_by_weight":
-        return 2 * args[0].shape[0] * math.prod(args[2]) * math.prod(args[0].shape[2:])
-    return None
 
 
 def _bytes(values: Any) -> int:
@@ -137,7 +121,7 @@ class _Recorder(TorchDispatchMode):
             verdicts = tuple(Verdict(**row) for row in _C.trace_end())
         least = _bytes((args, kwargs)) + _bytes(out)
         text = _arguments(func._schema, args, kwargs)
-        self.calls.append(Call(op, self.phase, text, _flops(op, args), least, verdicts))
+        self.calls.append(Call(op, self.phase, text, flops(func, args, kwargs, out), least, verdicts))
         return out
 
 

@@ -41,7 +41,8 @@ def test_check_finds_a_wrong_kernel(capsys, monkeypatch):
 
 def test_check_needs_torch_only():
     blocked = ["rich", "matplotlib", "numpy", "scipy", "pytest", "hypothesis"]
-    script = f"import sys; sys.modules.update(dict.fromkeys({blocked})); from convnorm.cli import main; sys.exit(main(['check']))"
+    script = f"import sys; sys.modules.update(dict.fromkeys({blocked}))\n"
+    script += "from convnorm.cli import main; sys.exit(main(['check']))"
     run = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "all is well" in run.stdout
@@ -55,8 +56,8 @@ def test_summary_of_a_named_model(capsys):
 
 @pytest.mark.parametrize(
     "model, message",
-    [("convnorm.models", "must be MODULE:NAME"), ("nowhere:Net", "No module named"), ("convnorm.models:X", "no attribute"),
-     ("convnorm.backends:isa", "gave a str, must be a torch.nn.Module")],
+    [("convnorm.models", "must be MODULE:NAME"), ("nowhere:Net", "No module named"),
+     ("convnorm.models:X", "no attribute"), ("convnorm.backends:isa", "gave a str, must be a torch.nn.Module")],
 )  # fmt: skip
 def test_summary_explains_what_it_cannot_load(capsys, model, message):
     assert cli.main(["summary", model, "1", "28", "28"]) == 2

@@ -1,7 +1,9 @@
 """explain: what ran, why, and at what least cost."""
 
+import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import convnorm
 from convnorm import explain
@@ -16,6 +18,24 @@ def test_forward_of_a_convolution():
     assert call.bytes == 4 * (3 * 32 * 32 + 10 * 32 * 32 + 760)
     assert told.kernels == [v.kernel for v in call.kernels if v.chosen] and len(told.kernels) == 1
     assert told.isa == convnorm.backends.isa() and told.threads == torch.get_num_threads()
+
+
+@pytest.mark.parametrize(
+    "layer, size",
+    [
+        (nn.Conv2d(4, 6, 3, 2, 1, 2, 2), (2, 4, 9, 8)),
+        (nn.Conv1d(3, 5, 4), (2, 3, 11)),
+        (nn.Conv3d(2, 2, 3), (1, 2, 4, 5, 6)),
+    ],
+    ids=["2d", "1d", "3d"],
+)
+def test_flop_counter_counts_what_it_counts_for_torch(layer, size):
+    counts = []
+    for net in (layer, convnorm.convert(layer)):
+        with FlopCounterMode(display=False) as counter:
+            net(torch.randn(size, requires_grad=True)).sum().backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
 
 
 def test_every_refusal_has_a_reason():

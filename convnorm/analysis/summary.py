@@ -180,7 +180,7 @@ def summary(model: nn.Module, input_size: Sequence[int] | Sequence[Sequence[int]
         >>> print(convnorm.analysis.summary(convnorm.models.LeNet5(norm=False), (1, 28, 28)))
     """
     flat = all(isinstance(s, int) for s in input_size)
-    sizes: list[tuple[int, ...]] = [tuple(s) for s in ([input_size] if flat else input_size)]  # type: ignore[union-attr,arg-type]
+    sizes: list[tuple[int, ...]] = [tuple(s) for s in ([input_size] if flat else input_size)]  # type: ignore[arg-type]
     if any(s < 1 for size in sizes for s in size):
         raise ValueError(f"summary: input_size {input_size} must have sizes of at least 1")
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}

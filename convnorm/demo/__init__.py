@@ -13,7 +13,7 @@ from statistics import median
 
 import torch
 
-from .. import __version__, _C
+from .. import _C, __version__
 from .. import nn as convnorm_nn
 from .._console import Out
 from ..analysis import summary
@@ -85,12 +85,12 @@ def _report(result: Result, out: Out) -> None:
     headings = [f"{name}\n{what}" for what in ("loss", "accuracy", "time") for name in ("torch", "convnorm")]
     out.table(["epoch", *headings], rows)
     out.heading("Time per layer on one training batch, milliseconds (forward + backward)")
-    rows = [
+    layers = [
         (t.label, f"{t.forward:.2f} + {t.backward:.2f}", f"{c.forward:.2f} + {c.backward:.2f}",
          f"{(t.forward + t.backward) / (c.forward + c.backward):.2f}")
         for t, c in zip(*result.times, strict=True)
     ]  # fmt: skip
-    out.table(["layer", "torch", "convnorm", "torch / convnorm"], rows)
+    out.table(["layer", "torch", "convnorm", "torch / convnorm"], layers)
     last, ratios = (a.history[-1].accuracy, b.history[-1].accuracy), []
     for x, y in zip(a.history, b.history, strict=True):
         ratios.append(x.seconds / y.seconds)
@@ -134,6 +134,7 @@ def main(arguments: argparse.Namespace) -> int:
     a, b = result.torch.history[-1].accuracy, result.convnorm.history[-1].accuracy
     full = options.limit is None and options.epochs >= Options.epochs
     if full and (min(a, b) < GOAL or abs(a - b) > CLOSE + 1e-9):
-        out.print(f"goal missed: both {GOAL:.0%} or better and at most {100 * CLOSE:.1f} points apart", style="bold red")
+        goal = f"goal missed: both {GOAL:.0%} or better and at most {100 * CLOSE:.1f} points apart"
+        out.print(goal, style="bold red")
         return 1
     return 0

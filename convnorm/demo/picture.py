@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .. import __version__, _C
+from .. import _C, __version__
 from .training import LayerTime, Trainer
 
 TORCH, OURS, INK, GRID = "#e07b39", "#1f5f99", "#222222", "#e3e3e3"
@@ -65,8 +65,9 @@ def _bars(axes: Any, times: list[list[LayerTime]]) -> None:
     styles = ((TORCH, TORCH_LIGHT, "torch"), (OURS, OURS_LIGHT, "convnorm"))
     for side, net, (dark, light, name) in zip((-1, 1), times, styles, strict=True):
         where = [i + side * (width + gap) / 2 for i in range(len(net))]
-        axes.bar(where, [t.forward for t in net], width, color=dark, label=f"{name} forward")
-        axes.bar(where, [t.backward for t in net], width, [t.forward for t in net], color=light, label=f"{name} backward")
+        forward, backward = [t.forward for t in net], [t.backward for t in net]
+        axes.bar(where, forward, width, color=dark, label=f"{name} forward")
+        axes.bar(where, backward, width, forward, color=light, label=f"{name} backward")
     for i, (theirs, ours) in enumerate(zip(*times, strict=True)):
         slow, fast = theirs.forward + theirs.backward, ours.forward + ours.backward
         axes.text(i, max(slow, fast) + 0.015 * top, f"{slow / fast:.1f}x", ha="center", fontsize=9.5, color=INK)

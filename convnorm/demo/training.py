@@ -47,7 +47,7 @@ class Trainer:
         torch.manual_seed(options.seed)
         self.name, self.options = name, options
         self.format = torch.channels_last if options.channels_last else torch.contiguous_format
-        self.net = LeNet5(layers, norm=not options.plain).to(memory_format=self.format)
+        self.net = LeNet5(layers, norm=not options.plain).to(memory_format=self.format)  # type: ignore[call-overload]
         self.data = data
         steps = options.epochs * -(-len(data.train_labels) // options.batch_size)
         self.optimizer = torch.optim.SGD(self.net.parameters(), options.lr, 0.9, weight_decay=5e-4, nesterov=True)

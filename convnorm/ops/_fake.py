@@ -15,7 +15,9 @@ def wants_channels_last(*tensors: torch.Tensor | None) -> bool:
     return any(t is not None and t.dim() >= 4 and suggest_memory_format(t) in _CHANNELS_LAST for t in tensors)
 
 
-def empty(like: torch.Tensor, size: Sequence[int], channels_last: bool, dtype: torch.dtype | None = None) -> torch.Tensor:
+def empty(
+    like: torch.Tensor, size: Sequence[int], channels_last: bool, dtype: torch.dtype | None = None
+) -> torch.Tensor:
     """An uninitialised dense tensor in the layout that the native host files allocate."""
     fmt = torch.contiguous_format
     if channels_last and len(size) >= 4:
