@@ -48,6 +48,7 @@ def test_both_networks_learn_the_same(tmp_path, capsys, options):
     assert abs(a.accuracy - b.accuracy) <= 0.05
     assert a.accuracy > 0.2, "one epoch on 320 images is far above chance"
     assert result.gap.relative < 1e-3
+    assert all(error.relative < 1e-3 for error in result.errors)
     assert [t.label for t in result.times[0]] == [t.label for t in result.times[1]]
     assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 20_000
     text = capsys.readouterr().out

@@ -32,7 +32,8 @@ class Result:
 
     torch: Trainer
     convnorm: Trainer
-    gap: GradientGap
+    gap: GradientGap  # between the two networks' gradients of the first step
+    errors: tuple[GradientGap, GradientGap]  # of torch and of convnorm, to the same gradients in float64
     times: list[list[LayerTime]]
     picture: Path | None
 
@@ -50,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", default=Options.out, help="the picture (%(default)s)")
 
 
-def _train(options: Options, out: Out) -> tuple[Trainer, Trainer]:
+def _train(options: Options, out: Out) -> tuple[Trainer, Trainer, dict[str, torch.Tensor]]:
     data = digits_split(limit=options.limit)
     theirs = Trainer("torch", torch.nn, data, options)
     ours = Trainer("convnorm", convnorm_nn, data, options)
@@ -64,14 +65,16 @@ def _train(options: Options, out: Out) -> tuple[Trainer, Trainer]:
     else:
         out.print(str(table))
     generator = torch.Generator().manual_seed(options.seed)
+    exact: dict[str, torch.Tensor] = {}
     with out.progress(2 * options.epochs) as step:
         for epoch in range(options.epochs):
             order = torch.randperm(len(data.train_labels), generator=generator)
+            exact = exact or theirs.exact_gradients(order[: options.batch_size])
             turns = (theirs, ours) if epoch % 2 == 0 else (ours, theirs)  # noise hits both alike
             for trainer in turns:
                 trainer.epoch(order)
                 step(f"epoch {epoch + 1}, {trainer.name}: loss {trainer.history[-1].loss:.4f}")
-    return theirs, ours
+    return theirs, ours, exact
 
 
 def _report(result: Result, out: Out) -> None:
@@ -101,6 +104,8 @@ def _report(result: Result, out: Out) -> None:
               f"{median(ratios):.2f} times (by epoch {min(ratios):.2f} to {max(ratios):.2f})")
     out.print(f"first gradients     largest difference {result.gap.absolute:.1e} (in {result.gap.where}), "
               f"{result.gap.relative:.1e} of the largest gradient")
+    out.print(f"  against float64   torch {result.errors[0].relative:.1e}, convnorm {result.errors[1].relative:.1e} "
+              "of the largest gradient")
     if result.picture:
         out.print(f"picture             {result.picture}")
 
@@ -112,14 +117,16 @@ def run(options: Options, out: Out | None = None) -> Result:
         torch.set_num_threads(options.threads)
     out.print(f"convnorm {__version__} ({_C.active_isa()}), torch {torch.__version__}, "
               f"{torch.get_num_threads()} threads")
-    theirs, ours = _train(options, out)
+    theirs, ours, exact = _train(options, out)
     times = layer_times([theirs, ours], rounds=5 if options.limit else 25)
     picture = None
     if importlib.util.find_spec("matplotlib"):
         from .picture import draw
 
         picture = draw(options.out, theirs, ours, times)
-    result = Result(theirs, ours, gradient_gap(theirs, ours), times, picture)
+    first = (theirs.first_gradients, ours.first_gradients)
+    errors = (gradient_gap(exact, first[0]), gradient_gap(exact, first[1]))
+    result = Result(theirs, ours, gradient_gap(*first), errors, times, picture)
     _report(result, out)
     if picture is None:
         out.print("no picture: matplotlib is not installed (pip install matplotlib)")
