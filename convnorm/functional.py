@@ -29,7 +29,8 @@ _Size = int | Sequence[int]
 
 def _same_padding(op: str, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> list[int]:
     if any(s != 1 for s in stride):
-        raise RuntimeError(f"{op}: padding='same' is not supported for strided convolutions, got stride {tuple(stride)}")
+        got = tuple(stride)
+        raise RuntimeError(f"{op}: padding='same' is not supported for strided convolutions, got stride {got}")
     total = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
     return [t // 2 for t in total] + [t - t // 2 for t in total]
 

@@ -23,7 +23,9 @@ def same_device(op: str, *tensors: torch.Tensor | None) -> None:
         raise RuntimeError(f"{op}: Expected all tensors to be on the same device, got {names}")
 
 
-def empty(like: torch.Tensor, size: Sequence[int], channels_last: bool, dtype: torch.dtype | None = None) -> torch.Tensor:
+def empty(
+    like: torch.Tensor, size: Sequence[int], channels_last: bool, dtype: torch.dtype | None = None
+) -> torch.Tensor:
     """An uninitialised dense tensor in the layout that the native host files allocate."""
     fmt = torch.contiguous_format
     if channels_last and len(size) >= 4:
