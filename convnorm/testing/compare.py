@@ -61,7 +61,7 @@ def assert_accurate(ours: Tensor, theirs: Tensor, reference: Tensor, what: str =
     """Level 2: error of ours <= 2 * error of theirs + one rounding unit, errors taken against ``reference``.
 
     Tensors of integers (indices) must be equal. For float64, where torch itself is the reference, give its
-    float32 result as ``theirs``: torch's error is then that one's, scaled by the ratio of the rounding units, and
+    float32 result as ``theirs``: its error, scaled by the ratio of the rounding units, is then torch's, and
     counts once more, since the reference has it too.
 
     Raises AssertionError with the worst index, the values there and both errors.
@@ -82,7 +82,7 @@ def assert_accurate(ours: Tensor, theirs: Tensor, reference: Tensor, what: str =
     if error > bound:
         at = _worst(differences)
         raise AssertionError(
-            f"{what} ({ours.dtype}): error {error:.3e} > {bound:.3e} = {times} * torch's {own:.3e} + one unit "
+            f"{what} ({ours.dtype}): error {error:.3e} > {bound:.3e} = {times} * torch's {own:.3e} + a unit "
             f"at {scale:.3g}; worst at {at}: ours {ours[at].item()!r}, torch {theirs[at].item()!r}, "
             f"reference {reference[at].item()!r}"
         )
