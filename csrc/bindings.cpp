@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include "common/registry.h"
+#include "cpu/ceiling.h"
 #include "cpu/isa.h"
 #include "cpu/scratch.h"
 
@@ -71,6 +72,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("forced_kernel", [](const std::string& op) { return convnorm::forced_kernel(op.c_str()); });
   m.def("force_kernel", &convnorm::force_kernel, "Pin an op to a kernel by name; an empty name frees it.");
   m.def("scratch_held", &convnorm::scratch_held, "Bytes of work memory held by the calling thread.");
+  m.def("fma_gflops", &convnorm::fma_gflops, "The multiply-add ceiling of so many threads, measured now.");
+  m.def("copy_gbps", &convnorm::copy_gbps, "The copy ceiling (bytes read plus written), measured now.");
   m.def("trace_begin", &convnorm::trace_begin);
   m.def("trace_end", &trace_end, "What choose() considered since trace_begin, in order.");
 }

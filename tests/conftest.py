@@ -1,5 +1,9 @@
 """What holds for every test: fixed seeds, two threads, and the choice of kernels put back."""
 
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: idle workers must not spin
+
 import pytest
 import torch
 

@@ -1,4 +1,4 @@
-"""What every op promises beside its values: torch's transforms, any strides, any number of threads, every ISA."""
+"""What every op promises beside its values: transforms, strides, thread counts and instruction sets."""
 
 import io
 

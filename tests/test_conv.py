@@ -287,10 +287,12 @@ def test_errors_are_of_torchs_class_and_name_the_argument(mistake, text):
 
 def test_integers_have_no_kernel_here():
     """torch computes them, slowly; here they are refused, as by every torch op without an integer kernel."""
-    with pytest.raises(NotImplementedError, match="conv2d: input has dtype torch.int64"):
+    with pytest.raises(NotImplementedError, match=r"conv2d: input has dtype torch\.int64"):
         CF.conv2d(torch.zeros(X, dtype=torch.int64), torch.zeros(W, dtype=torch.int64))
 
 
-def test_tensors_on_different_devices():
-    with pytest.raises(RuntimeError, match="device"):
-        CF.conv2d(torch.zeros(X), torch.zeros(W, device="meta"))
+def test_meta_mixed_with_real_tensors_is_refused():
+    """torch answers with uninitialised memory here; a fake must not."""
+    for x, w in (("cpu", "meta"), ("meta", "cpu")):
+        with pytest.raises(RuntimeError, match="same device"):
+            CF.conv2d(torch.zeros(X, device=x), torch.zeros(W, device=w))

@@ -1,4 +1,4 @@
-"""One op is five places: its csrc room, its autograd, a functional, modules and a spec. Names the missing one."""
+"""One op is five places: csrc room, autograd, functional, modules and spec. Names the one that is missing."""
 
 import re
 from pathlib import Path

@@ -22,4 +22,6 @@ void run_parallel(std::int64_t n, std::int64_t grain, RangeFn fn, void* context)
   if (first) std::rethrow_exception(first);
 }
 
+int parallel_width() { return static_cast<int>(torch::stable::get_num_threads()); }
+
 }  // namespace convnorm

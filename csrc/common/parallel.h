@@ -15,6 +15,9 @@ using RangeFn = void (*)(std::int64_t begin, std::int64_t end, void* context);
 // are carried to the caller with their text.
 void run_parallel(std::int64_t n, std::int64_t grain, RangeFn fn, void* context);
 
+// Threads that a parallel_for here can use. Only for cutting work whose results do not depend on the cut.
+int parallel_width();
+
 // body(begin, end) for ranges of at least `grain` tasks.
 template <class F>
 void parallel_for(std::int64_t n, std::int64_t grain, F&& body) {

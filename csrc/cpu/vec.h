@@ -175,6 +175,26 @@ inline V vmin(V a, V b) {
   return a < b ? a : b;
 }
 
+// rows[i][j] <-> rows[j][i] of a square of lanes x lanes, in log2(lanes) rounds of pairwise exchanges.
+template <class C>
+inline void transpose(vec<C> (&rows)[kLanes<C>]) {
+  constexpr int L = kLanes<C>;
+#pragma GCC unroll 8
+  for (int half = 1; half < L; half *= 2) {
+    ivec<C> low, high;
+    for (int l = 0; l < L; ++l) {
+      low[l] = l & half ? L + l - half : l;
+      high[l] = l & half ? L + l : l + half;
+    }
+    for (int i = 0; i < L; ++i) {
+      if (i & half) continue;
+      const vec<C> a = rows[i], b = rows[i + half];
+      rows[i] = __builtin_shuffle(a, b, low);
+      rows[i + half] = __builtin_shuffle(a, b, high);
+    }
+  }
+}
+
 // Sum of the lanes, always in the same order: halves are folded onto each other.
 template <class C>
 inline C lane_sum(vec<C> v) {

@@ -50,24 +50,17 @@ inline Cut make_cut(const Dense& d, bool channel_rows) {
   return cut;
 }
 
+// Elements that a vector store may write past the end of what is packed.
+template <class C>
+inline constexpr std::int64_t kSlack = kLanes<C>;
+
 // A tap's place in the window.
 struct Tap {
   std::int64_t d, h, w;
 };
 inline Tap tap_at(const Dense& d, std::int64_t t) {
-  const std::int64_t w = d.axis[2].taps, h = d.axis[1].taps;
+  const std::int64_t w = imax(1, d.axis[2].taps), h = imax(1, d.axis[1].taps);  // no taps: a block of zeros
   return {t / (w * h), t / w % h, t % w};
-}
-
-// Outputs [lo, hi) of an axis whose source position at this tap is inside the source.
-struct Span {
-  std::int64_t lo, hi;
-};
-inline Span valid_outputs(const Axis& a, std::int64_t tap) {
-  const std::int64_t first = a.offset + tap * a.offset_step;  // source position of output 0
-  const std::int64_t lo = first >= 0 ? 0 : ceil_div(-first, a.step);
-  const std::int64_t hi = first >= a.source ? 0 : (a.source - 1 - first) / a.step + 1;
-  return {imin(lo, a.out), imax(imin(lo, a.out), imin(hi, a.out))};
 }
 
 // A stretch of consecutive output pixels in one output row: len pixels from (n, d, h, w), at place `at` in the block.
@@ -140,39 +133,129 @@ inline void copy_strided(C* dst, const S* src, std::int64_t stride, std::int64_t
 }
 
 // --- rows of pixels: P[k][pixel], row length ldp ------------------------------------------------------------------
+//
+// Packed a panel of kCols pixels at a time (which stays in L1), or, where the sum is short, all pixels of a task. What is copied where is the same for every channel, so it is worked
+// out once per panel, as a list of runs, and carried out per channel. Stores are whole vectors that may run past the end
+// of their run: what they spill into is written later (rows in order, panels from left to right, slack after the last).
+// Only loads must not pass the end of the source.
 
-template <class S, class C>
-void pack_pixel_row(const Dense& p, const S* channel, Tap tap, const Segment* segments, std::int64_t count, C* dst) {
-  const Axis &ad = p.axis[0], &ah = p.axis[1], &aw = p.axis[2];
-  const Span w_span = valid_outputs(aw, tap.w);
-  const std::int64_t first_w = aw.offset + tap.w * aw.offset_step;
-  const std::int64_t stride = aw.step * aw.source_stride;
-  for (std::int64_t s = 0; s < count; ++s) {
-    const Segment& g = segments[s];
-    const std::int64_t in_d = g.d * ad.step + ad.offset + tap.d * ad.offset_step;
-    const std::int64_t in_h = g.h * ah.step + ah.offset + tap.h * ah.offset_step;
-    const std::int64_t lo = imax(g.w, w_span.lo), hi = imin(g.w + g.len, w_span.hi);
-    C* out = dst + g.at;
-    if (in_d < 0 || in_d >= ad.source || in_h < 0 || in_h >= ah.source || lo >= hi) {
-      zero(out, g.len);
-      continue;
-    }
-    const S* row = channel + g.n * p.src_n + in_d * ad.source_stride + in_h * ah.source_stride;
-    if (lo > g.w) zero(out, lo - g.w);
-    copy_strided(out + (lo - g.w), row + (first_w + lo * aw.step) * aw.source_stride, stride, hi - lo);
-    if (hi < g.w + g.len) zero(out + (hi - g.w), g.w + g.len - hi);
+struct Run {
+  std::int64_t src;  // from the start of the channel
+  std::int32_t dst;  // from the start of the channel's rows
+  std::int32_t n;    // elements; negative: so many zeros
+};
+
+// One past the last element of the source.
+template <class S>
+const S* source_end(const Dense& p) {
+  std::int64_t last = (p.n - 1) * p.src_n + (p.groups * p.red_c - 1) * p.src_c;
+  for (const Axis& a : p.axis) last += (a.source - 1) * a.source_stride;
+  return static_cast<const S*>(p.src) + last + 1;
+}
+
+// Runs of one segment under one tap: zeros, source, zeros, as the window enters and leaves the image. `row` is the source
+// row's offset, or negative where the whole row is outside.
+inline Run* add_runs(const Axis& w, const Segment& g, std::int64_t row, std::int64_t first, std::int32_t dst, Run* out) {
+  std::int64_t lo = 0, hi = g.len;
+  if (row < 0 || first >= w.source) {
+    *out++ = {0, dst, static_cast<std::int32_t>(-g.len)};
+    return out;
   }
+  if (first < 0 || first + (g.len - 1) * w.step >= w.source) {
+    const bool unit = w.step == 1;  // spares the divisions
+    lo = first >= 0 ? 0 : imin(g.len, unit ? -first : ceil_div(-first, w.step));
+    hi = imax(lo, imin(g.len, unit ? w.source - first : (w.source - 1 - first) / w.step + 1));
+    if (lo > 0) *out++ = {0, dst, static_cast<std::int32_t>(-lo)};
+  }
+  if (hi > lo)
+    *out++ = {row + (first + lo * w.step) * w.source_stride, static_cast<std::int32_t>(dst + lo),
+              static_cast<std::int32_t>(hi - lo)};
+  if (hi < g.len) *out++ = {0, static_cast<std::int32_t>(dst + hi), static_cast<std::int32_t>(hi - g.len)};
+  return out;
+}
+
+// The list for at most kMaxSegments segments and all taps of a block. At most 3 runs per segment and tap.
+inline constexpr std::int64_t kMaxSegments = 32;
+
+inline std::int64_t list_runs(const Dense& p, const Block& b, const Segment* segments, std::int64_t count, std::int64_t ldp,
+                       Run* runs) {
+  const Axis &ad = p.axis[0], &ah = p.axis[1], &aw = p.axis[2];
+  Run* out = runs;
+  Tap tap = tap_at(p, b.tap0);
+  std::int64_t row[kMaxSegments], first[kMaxSegments];
+  bool inner[kMaxSegments];  // under every tap of this window row the segment lies inside the image
+  const std::int64_t reach = (aw.taps - 1) * aw.offset_step;
+  std::int32_t dst = 0;
+  for (std::int64_t t = b.tap0; t < b.tap1; ++t, dst += static_cast<std::int32_t>(ldp)) {
+    if (t == b.tap0 || tap.w == 0)  // a new row of the window
+      for (std::int64_t s = 0; s < count; ++s) {
+        const Segment& g = segments[s];
+        const std::int64_t in_d = g.d * ad.step + ad.offset + tap.d * ad.offset_step;
+        const std::int64_t in_h = g.h * ah.step + ah.offset + tap.h * ah.offset_step;
+        const bool inside = in_d >= 0 && in_d < ad.source && in_h >= 0 && in_h < ah.source;
+        row[s] = inside ? g.n * p.src_n + in_d * ad.source_stride + in_h * ah.source_stride : -1;
+        first[s] = g.w * aw.step + aw.offset + tap.w * aw.offset_step;
+        const std::int64_t low = g.w * aw.step + aw.offset + imin(0, reach);
+        const std::int64_t high = (g.w + g.len - 1) * aw.step + aw.offset + imax(0, reach);
+        inner[s] = inside && low >= 0 && high < aw.source;
+      }
+    for (std::int64_t s = 0; s < count; ++s) {
+      const std::int32_t at = dst + static_cast<std::int32_t>(segments[s].at);
+      if (inner[s])
+        *out++ = {row[s] + first[s] * aw.source_stride, at, static_cast<std::int32_t>(segments[s].len)};
+      else
+        out = add_runs(aw, segments[s], row[s], first[s], at, out);
+      first[s] += aw.offset_step;
+    }
+    if (++tap.w == aw.taps) {
+      tap.w = 0;
+      if (++tap.h == ah.taps) tap.h = 0, ++tap.d;
+    }
+  }
+  return out - runs;
 }
 
 template <class S, class C>
-void pack_pixel_rows(const Dense& p, std::int64_t group, const Block& b, const Segment* segments, std::int64_t count,
-                     std::int64_t pixels, C* dst, std::int64_t ldp) {
-  const S* src = static_cast<const S*>(p.src) + group * p.red_c * p.src_c;
-  for (std::int64_t c = b.c0; c < b.c1; ++c)
-    for (std::int64_t t = b.tap0; t < b.tap1; ++t, dst += ldp) {
-      pack_pixel_row(p, src + c * p.src_c, tap_at(p, t), segments, count, dst);
-      if (pixels < ldp) zero(dst + pixels, imin(ldp - pixels, kCols<C>));
+inline void copy_run_loosely(C* dst, const S* src, std::int64_t stride, std::int64_t n, const S* end) {
+  constexpr int L = kLanes<C>;
+  if (stride == 1 && src + ceil_div(n, L) * L <= end) {
+    for (std::int64_t i = 0; i < n; i += L) store(dst + i, load(src + i));
+  } else if (stride == 2 && src + 2 * ceil_div(n, L) * L <= end) {
+    for (std::int64_t i = 0; i < n; i += L)
+      store(dst + i, even_lanes<C>(load(src + 2 * i), load(src + 2 * i + L)));
+  } else {
+    for (std::int64_t i = 0; i < n; ++i) dst[i] = load1(src + i * stride);
+  }
+}
+
+// Carries the list out for channels [c0, c1).
+template <class S, class C>
+void pack_pixel_panel(const Dense& p, std::int64_t group, const Block& b, const Run* runs, std::int64_t count, C* dst,
+                      std::int64_t ldp) {
+  constexpr int L = kLanes<C>;
+  const S* channel = static_cast<const S*>(p.src) + (group * p.red_c + b.c0) * p.src_c;
+  const S* end = source_end<S>(p);
+  const std::int64_t stride = p.axis[2].step * p.axis[2].source_stride, taps = b.tap1 - b.tap0;
+  for (std::int64_t c = b.c0; c < b.c1; ++c, channel += p.src_c, dst += taps * ldp)
+    for (std::int64_t i = 0; i < count; ++i) {
+      const Run& r = runs[i];
+      if (r.n < 0)
+        for (std::int64_t k = 0; k < -r.n; k += L) store(dst + r.dst + k, vec<C>{});
+      else
+        copy_run_loosely(dst + r.dst, channel + r.src, stride, r.n, end);
     }
+}
+
+// Asks for the lines of a later panel while the current one is computed: worth it where each element is read once.
+template <class S>
+void prefetch_panel(const Dense& p, std::int64_t group, const Block& b, const Segment* segments, std::int64_t count) {
+  const S* channel = static_cast<const S*>(p.src) + (group * p.red_c + b.c0) * p.src_c;
+  for (std::int64_t s = 0; s < count; ++s) {
+    const Segment& g = segments[s];
+    const S* at = channel + g.n * p.src_n + g.d * p.axis[0].step * p.axis[0].source_stride +
+                  g.h * p.axis[1].step * p.axis[1].source_stride + g.w * p.axis[2].step * p.axis[2].source_stride;
+    for (std::int64_t c = b.c0; c < b.c1; ++c, at += p.src_c) __builtin_prefetch(at);
+  }
 }
 
 // --- rows of channels: P[pixel][k], row length ldk ----------------------------------------------------------------
@@ -200,6 +283,28 @@ inline void pack_channel_taps(const Dense& p, const S* row, std::int64_t w, std:
   }
 }
 
+// The pixels of a segment whose window row lies inside the image, from the left: one run of `length` elements each, copied
+// as whole vectors into rows that have a vector of slack. Pixels at the left edge are done the slow way on the way.
+// Returns how many pixels were done.
+template <class S, class C>
+std::int64_t pack_joined_pixels(const Axis& a, const Segment& g, const S* row, const S* end, std::int64_t tap0,
+                                std::int64_t length, std::int64_t channels, C* out, std::int64_t ldk) {
+  constexpr int L = kLanes<C>;
+  const std::int64_t taps = length / channels, vectors = ceil_div(length, L);
+  std::int64_t i = 0;
+  for (; i < g.len; ++i, out += ldk) {
+    const std::int64_t first = (g.w + i) * a.step + a.offset + tap0;
+    const std::int64_t lo = imin(taps, imax(0, -first));
+    if (first + taps > a.source) break;
+    const S* from = row + (first + lo) * a.source_stride;
+    if (from + vectors * L > end) break;
+    for (std::int64_t v = 0; v * L < lo * channels; ++v) store(out + v * L, vec<C>{});
+    const std::int64_t rest = length - lo * channels;
+    for (std::int64_t v = 0; v * L < rest; ++v) store(out + lo * channels + v * L, load(from + v * L));
+  }
+  return i;
+}
+
 template <class S, class C>
 void pack_channel_rows(const Dense& p, std::int64_t group, const Block& b, const Segment* segments, std::int64_t count,
                        C* dst, std::int64_t ldk) {
@@ -217,7 +322,12 @@ void pack_channel_rows(const Dense& p, std::int64_t group, const Block& b, const
       const bool inside = in_d >= 0 && in_d < ad.source && in_h >= 0 && in_h < ah.source;
       const S* row = src + g.n * p.src_n + in_d * ad.source_stride + in_h * ah.source_stride;
       C* out = dst + g.at * ldk + (t - b.tap0) * channels;
-      for (std::int64_t i = 0; i < g.len; ++i, out += ldk) {
+      std::int64_t i = 0;
+      if (inside && joined) {
+        i = pack_joined_pixels(aw, g, row, source_end<S>(p), tap.w, (w_end - tap.w) * channels, channels, out, ldk);
+        out += i * ldk;
+      }
+      for (; i < g.len; ++i, out += ldk) {
         if (inside)
           pack_channel_taps(p, row, g.w + i, tap.w, w_end, channels, joined, out);
         else
@@ -228,27 +338,104 @@ void pack_channel_rows(const Dense& p, std::int64_t group, const Block& b, const
   }
 }
 
+// The same as a table of pointers instead of a copy, for source channels at distance 1 in the compute type:
+// table[panel][tap][kRows] points to channel c0 of each pixel of a row panel; padding points to `zeros`, and a tap that is
+// padding for the whole panel is null in its first row, so that the tile skips it (a third of a dilated window at an edge).
+template <class C>
+void point_channel_rows(const Dense& p, std::int64_t group, const Block& b, const Segment* segments, std::int64_t count,
+                        const C* zeros, const C** table) {
+  const Axis &ad = p.axis[0], &ah = p.axis[1], &aw = p.axis[2];
+  const C* src = static_cast<const C*>(p.src) + group * p.red_c + b.c0;
+  const std::int64_t taps = b.tap1 - b.tap0;
+  for (std::int64_t t = 0; t < taps; ++t) {
+    const Tap tap = tap_at(p, b.tap0 + t);
+    for (std::int64_t s = 0; s < count; ++s) {
+      const Segment& g = segments[s];
+      const std::int64_t in_d = g.d * ad.step + ad.offset + tap.d * ad.offset_step;
+      const std::int64_t in_h = g.h * ah.step + ah.offset + tap.h * ah.offset_step;
+      const bool inside = in_d >= 0 && in_d < ad.source && in_h >= 0 && in_h < ah.source;
+      const C* row = src + g.n * p.src_n + in_d * ad.source_stride + in_h * ah.source_stride;
+      std::int64_t in_w = g.w * aw.step + aw.offset + tap.w * aw.offset_step;
+      std::int64_t panel = g.at / kRows, m = g.at % kRows;
+      for (std::int64_t i = 0; i < g.len; ++i, in_w += aw.step) {
+        table[(panel * taps + t) * kRows + m] =
+            inside && in_w >= 0 && in_w < aw.source ? row + in_w * aw.source_stride : zeros;
+        if (++m == kRows) m = 0, ++panel;
+      }
+    }
+  }
+  const Segment& last = segments[count - 1];
+  for (std::int64_t i = 0; i < (last.at + last.len) / kRows * taps; ++i) {  // full panels only
+    bool padding = true;
+    for (int m = 0; m < kRows; ++m) padding = padding && table[i * kRows + m] == zeros;
+    if (padding) table[i * kRows] = nullptr;
+  }
+}
+
 // --- weights ----------------------------------------------------------------------------------------------------
 
-// `lanes` output channels from `first` of one block, transposed to panel[k][width] with zeros in lanes >= lanes.
+// n x lanes elements from rows src + o * row_stride to dst[i * step + o]: squares are turned in registers. A square's
+// stores may reach past `lanes` into the next step; those are written afterwards (hence the last lanes first, and the
+// last step by the plain loop).
+template <class S, class C>
+void transpose_lanes(const S* src, std::int64_t row_stride, std::int64_t lanes, std::int64_t n, C* dst,
+                     std::int64_t step) {
+  constexpr int L = kLanes<C>;
+  std::int64_t i = 0;
+  for (; i + L < n; i += L)
+    for (std::int64_t o = (lanes - 1) / L * L; o >= 0; o -= L) {
+      vec<C> square[L];
+      for (std::int64_t r = 0; r < L; ++r) square[r] = o + r < lanes ? load(src + (o + r) * row_stride + i) : vec<C>{};
+      transpose<C>(square);
+      for (int r = 0; r < L; ++r) store(dst + (i + r) * step + o, square[r]);
+    }
+  for (; i < n; ++i)
+    for (std::int64_t o = 0; o < lanes; ++o) dst[i * step + o] = load1(src + o * row_stride + i);
+}
+
+// One filter tap (or, where taps follow channels without a gap, all of them): n steps of the sum for `lanes` filters.
+template <class S, class C>
+void pack_weight_run(const S* src, std::int64_t out_stride, std::int64_t stride, std::int64_t lanes, std::int64_t n,
+                     std::int64_t width, C* dst, std::int64_t step) {
+  if (stride == 1 && step == width)
+    return transpose_lanes(src, out_stride, lanes, n, dst, step);
+  for (std::int64_t i = 0; i < n; ++i) {
+    if (out_stride == 1)
+      copy_run(dst + i * step, src + i * stride, lanes);
+    else
+      for (std::int64_t o = 0; o < lanes; ++o) dst[i * step + o] = load1(src + i * stride + o * out_stride);
+  }
+}
+
+// A block has all taps, and a filter's taps follow each other in memory.
+inline bool taps_in_one_piece(const Dense& p, const Block& b) {
+  const Axis* a = p.axis;
+  return b.tap1 - b.tap0 == tap_count(p) && (a[2].taps == 1 || a[2].weight_step == 1) &&
+         (a[1].taps == 1 || a[1].weight_step == a[2].taps) &&
+         (a[0].taps == 1 || a[0].weight_step == a[2].taps * a[1].taps);
+}
+
+// `lanes` output channels from `first` of one block, transposed to panel[k][width].
 template <class S, class C>
 void pack_weight_panel(const Dense& p, std::int64_t group, const Block& b, bool channel_rows, std::int64_t first,
                        std::int64_t lanes, std::int64_t width, C* dst) {
   const S* base = static_cast<const S*>(p.weight) + group * p.weight_group + first * p.weight_out;
+  const Axis* a = p.axis;
   const std::int64_t channels = b.c1 - b.c0, taps = b.tap1 - b.tap0;
-  const auto put = [&](const S* src, C* out) {
-    if (p.weight_out == 1) {
-      copy_run(out, src, lanes);
-    } else {
-      for (std::int64_t o = 0; o < lanes; ++o) out[o] = load1(src + o * p.weight_out);
-    }
-    for (std::int64_t o = lanes; o < width; ++o) out[o] = C(0);
-  };
+  if (lanes < width)
+    for (std::int64_t i = 0; i < channels * taps * width; ++i) dst[i] = C(0);
+  if (!channel_rows && taps_in_one_piece(p, b)) {  // k = (channel, tap)
+    if (p.weight_red == taps || channels == 1)
+      return pack_weight_run(base + b.c0 * p.weight_red, p.weight_out, 1, lanes, channels * taps, width, dst, width);
+    for (std::int64_t c = 0; c < channels; ++c)
+      pack_weight_run(base + (b.c0 + c) * p.weight_red, p.weight_out, 1, lanes, taps, width, dst + c * taps * width, width);
+    return;
+  }
   for (std::int64_t t = 0; t < taps; ++t) {
     const Tap tap = tap_at(p, b.tap0 + t);
-    const S* at = base + tap.d * p.axis[0].weight_step + tap.h * p.axis[1].weight_step + tap.w * p.axis[2].weight_step;
-    for (std::int64_t c = 0; c < channels; ++c)
-      put(at + (b.c0 + c) * p.weight_red, dst + (channel_rows ? t * channels + c : c * taps + t) * width);
+    const S* at = base + tap.d * a[0].weight_step + tap.h * a[1].weight_step + tap.w * a[2].weight_step;
+    pack_weight_run(at + b.c0 * p.weight_red, p.weight_out, p.weight_red, lanes, channels, width,
+                    dst + (channel_rows ? t * channels : t) * width, channel_rows ? width : taps * width);
   }
 }
 
