@@ -97,7 +97,7 @@ def conv3d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: _S
     return _conv("conv3d", 3, input, weight, bias, stride, padding, dilation, groups)
 
 
-# --- max pooling ----------------------------------------------------------------------------------------------------
+# --- max pooling --------------------------------------------------------------------------------------------
 
 
 def _derivative_wanted(input: Tensor) -> bool:
@@ -107,18 +107,18 @@ def _derivative_wanted(input: Tensor) -> bool:
     return not torch.compiler.is_compiling() and (transforms_active() or forward_ad._current_level >= 0)
 
 
-def _max_pool(n: int, input: Tensor, kernel_size: _Size, stride: _Size | None, padding: _Size, dilation: _Size,
-              ceil_mode: bool, return_indices: bool) -> Tensor | tuple[Tensor, Tensor]:
+def _max_pool(n: int, input: Tensor, kernel_size: _Size, stride: _Size | None, padding: _Size,
+              dilation: _Size, ceil_mode: bool, return_indices: bool) -> Tensor | tuple[Tensor, Tensor]:
     op = f"max_pool{n}d"
     require_float(op, "input", input)
     kernel = ntuple(op, "kernel_size", kernel_size, n)
     given = stride is not None and (isinstance(stride, (int, torch.SymInt)) or len(stride) > 0)
     strides = ntuple(op, "stride", stride, n) if given else kernel  # type: ignore[arg-type]
+    pads, dilations = ntuple(op, "padding", padding, n), ntuple(op, "dilation", dilation, n)
     x, unbatched = add_batch(op, input, n)
     record = INDICES if return_indices else OFFSETS if _derivative_wanted(input) else NOTHING
     call = MaxPool.call if record else MaxPool.forward
-    out, argmax = call(x, kernel, strides, ntuple(op, "padding", padding, n), ntuple(op, "dilation", dilation, n),
-                       bool(ceil_mode), record)
+    out, argmax = call(x, kernel, strides, pads, dilations, bool(ceil_mode), record)
     if unbatched:
         out = out.squeeze(0)
     if not return_indices:
@@ -150,8 +150,8 @@ def max_pool2d(input: Tensor, kernel_size: _Size, stride: _Size | None = None, p
 
     Returns:
         ``(N, C, H', W')`` with ``H' = floor((H + 2*padding - dilation*(kH-1) - 1) / stride) + 1`` (ceil with
-        ceil_mode), or (output, indices) of that size. For the backward one byte per output is kept (4 bytes when the
-        window has more than 256 positions).
+        ceil_mode), or (output, indices) of that size. For the backward one byte per output is kept
+        (4 bytes when the window has more than 256 positions).
 
     Raises:
         RuntimeError: shapes or arguments that do not fit, with the rule they break.
@@ -173,25 +173,28 @@ def max_pool3d(input: Tensor, kernel_size: _Size, stride: _Size | None = None, p
     return _max_pool(3, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
 
-def max_pool1d_with_indices(input: Tensor, kernel_size: _Size, stride: _Size | None = None, padding: _Size = 0,
-                            dilation: _Size = 1, ceil_mode: bool = False,
+def max_pool1d_with_indices(input: Tensor, kernel_size: _Size, stride: _Size | None = None,
+                            padding: _Size = 0, dilation: _Size = 1, ceil_mode: bool = False,
                             return_indices: bool = False) -> tuple[Tensor, Tensor]:
     """:func:`max_pool1d` with ``return_indices=True``, whatever the last argument says (as in torch)."""
-    return _max_pool(1, input, kernel_size, stride, padding, dilation, ceil_mode, True)  # type: ignore[return-value]
+    out, indices = _max_pool(1, input, kernel_size, stride, padding, dilation, ceil_mode, True)
+    return out, indices
 
 
-def max_pool2d_with_indices(input: Tensor, kernel_size: _Size, stride: _Size | None = None, padding: _Size = 0,
-                            dilation: _Size = 1, ceil_mode: bool = False,
+def max_pool2d_with_indices(input: Tensor, kernel_size: _Size, stride: _Size | None = None,
+                            padding: _Size = 0, dilation: _Size = 1, ceil_mode: bool = False,
                             return_indices: bool = False) -> tuple[Tensor, Tensor]:
     """:func:`max_pool2d` with ``return_indices=True``, whatever the last argument says (as in torch)."""
-    return _max_pool(2, input, kernel_size, stride, padding, dilation, ceil_mode, True)  # type: ignore[return-value]
+    out, indices = _max_pool(2, input, kernel_size, stride, padding, dilation, ceil_mode, True)
+    return out, indices
 
 
-def max_pool3d_with_indices(input: Tensor, kernel_size: _Size, stride: _Size | None = None, padding: _Size = 0,
-                            dilation: _Size = 1, ceil_mode: bool = False,
+def max_pool3d_with_indices(input: Tensor, kernel_size: _Size, stride: _Size | None = None,
+                            padding: _Size = 0, dilation: _Size = 1, ceil_mode: bool = False,
                             return_indices: bool = False) -> tuple[Tensor, Tensor]:
     """:func:`max_pool3d` with ``return_indices=True``, whatever the last argument says (as in torch)."""
-    return _max_pool(3, input, kernel_size, stride, padding, dilation, ceil_mode, True)  # type: ignore[return-value]
+    out, indices = _max_pool(3, input, kernel_size, stride, padding, dilation, ceil_mode, True)
+    return out, indices
 
 
 # --- batch norm -------------------------------------------------------------------------------------------------
