@@ -4,7 +4,7 @@
 // A block of n values is summed about a shift m that is a float near the mean: d = x - m, s1 = sum d, s2 =
 // sum d^2. Then mean_b = m + s1/n and M2_b = s2 - s1^2/n, and blocks are merged in double:
 //   delta = mean_b - mean;  mean += delta n_b/n;  M2 += M2_b + delta^2 n_a n_b/n.
-// With m the mean of all blocks before (the first block is swept once more, for its own mean), the rounding
+// With m the mean of all blocks before (the start of the first block is swept once more, for its own mean), the rounding
 // error of s2 is a small multiple of eps * n_b (mean_b - m)^2 + eps * M2_b, and M2 grows by at least as much
 // in that merge: the relative error stays near eps whatever the mean, the order of the data or the layout.
 // Constants give exactly zero.
