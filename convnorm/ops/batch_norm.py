@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import guard_or_false
 
 from ._batch_norm_arithmetic import Terms, backward_tangent, backward_transpose, forward_tangent
 from ._fake import empty, wants_channels_last
@@ -19,6 +20,8 @@ _ops = torch.ops.convnorm
 
 
 def _dense_like(input: Tensor) -> Tensor:
+    if guard_or_false(input.numel() == 0):  # empty tensors keep their strides
+        return torch.empty_like(input)
     return empty(input, input.shape, wants_channels_last(input))
 
 

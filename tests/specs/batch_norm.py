@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -82,28 +83,48 @@ def ours(input, running_mean=None, running_var=None, weight=None, bias=None, res
     return with_running(run, running_mean, running_var, kwargs["training"])
 
 
-def textbook(input, running_mean, running_var, weight, bias, training, momentum=0.1, eps=1e-5):
-    """The formula with torch's cascaded sums. As a float64 reference F.batch_norm's serial sums lose two digits."""
-    shape = (1, -1, *(1,) * (input.dim() - 2))
-    if training and input.numel():
-        dims = [d for d in range(input.dim()) if d != 1]
+class Extended(torch.autograd.Function):
+    """The formulas of forward and backward in numpy's long double: the reference that float64 is measured against."""
+
+    @staticmethod
+    def forward(ctx, input, weight, bias, mean, var, training, eps):
+        x = input.numpy().astype(np.longdouble)
+        ctx.axes = tuple(d for d in range(x.ndim) if d != 1)
+        wide = lambda t: np.asarray(t, np.longdouble).reshape(1, -1, *(1,) * (x.ndim - 2))  # noqa: E731
+        ctx.count = x.size // x.shape[1] if training else np.inf
+        ctx.weight = wide(1.0 if weight is None else weight.numpy())
+        mean = x.mean(ctx.axes, keepdims=True) if training else wide(mean.numpy())
+        var = np.square(x - mean).mean(ctx.axes, keepdims=True) if training else wide(var.numpy())
+        ctx.r = 1 / np.sqrt(var + np.longdouble(eps))
+        ctx.xhat = (x - mean) * ctx.r
+        out = ctx.xhat * ctx.weight + wide(0.0 if bias is None else bias.numpy())
+        return tuple(torch.from_numpy(a.astype(np.float64)) for a in (out, mean.ravel(), var.ravel()))
+
+    @staticmethod
+    def backward(ctx, grad_output, *_):
+        g = grad_output.numpy().astype(np.longdouble)
+        grad_bias, grad_weight = (t.sum(ctx.axes, keepdims=True) for t in (g, g * ctx.xhat))
+        grad_input = ctx.weight * ctx.r * (g - (grad_bias + ctx.xhat * grad_weight) / ctx.count)
+        grads = (grad_input, grad_weight.ravel(), grad_bias.ravel())
+        wanted = zip(grads, ctx.needs_input_grad[:3], strict=True)
+        return *(torch.from_numpy(a.astype(np.float64)) if need else None for a, need in wanted), *(None,) * 4
+
+
+def reference(input, running_mean, running_var, weight, bias, training, momentum=0.1, eps=1e-5):
+    """F.batch_norm with more digits than float64, where no transform is active (numpy cannot follow those)."""
+    if torch._C._are_functorch_transforms_active() or input.device.type != "cpu" or not input.numel():
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    out, mean, var = Extended.apply(input, weight, bias, running_mean, running_var, training, eps)
+    if training and running_mean is not None:
         count = input.numel() // input.shape[1]
-        mean = input.mean(dims)
-        var = (input - mean.view(shape)).square().mean(dims)
-        for running, batch in ((running_mean, mean), (running_var, var * count / (count - 1))):
-            if running is not None:
-                running.copy_((1 - momentum) * running + momentum * batch.detach())
-    else:
-        mean, var = input.new_zeros(input.shape[1]) if training else running_mean, running_var
-        var = torch.ones_like(mean) if var is None else var
-    out = (input - mean.view(shape)) / (var.view(shape) + eps).sqrt()
-    out = out if weight is None else out * weight.view(shape)
-    return out if bias is None else out + bias.view(shape)
+        running_mean.copy_((1 - momentum) * running_mean + momentum * mean.detach())
+        running_var.copy_((1 - momentum) * running_var + momentum * var.detach() * (count / (count - 1)))
+    return out
 
 
 def theirs(input, running_mean=None, running_var=None, weight=None, bias=None, residual=None, act=None, **kwargs):
     def run(mean, var):
-        function = textbook if input.dtype == torch.float64 else F.batch_norm
+        function = reference if input.dtype == torch.float64 else F.batch_norm
         out = function(input, mean, var, weight, bias, **kwargs)
         out = out if residual is None else out + residual
         return out if act is None else F.relu(out)

@@ -85,7 +85,10 @@ Ints sizes_of(const Tensor& t) {
   return Ints(sizes.begin(), sizes.end());
 }
 
-Tensor dense_like(const Tensor& t) { return empty(t, sizes_of(t), suggested_layout(t)); }
+// Empty tensors keep their strides, as in torch; others are dense in the layout they ask for.
+Tensor dense_like(const Tensor& t) {
+  return t.numel() == 0 ? torch::stable::empty_like(t) : empty(t, sizes_of(t), suggested_layout(t));
+}
 
 bool in_rows(const Tensor& t) {
   return suggested_layout(t) == Layout::channels_last || norm_view(t).inner == 1;

@@ -14,7 +14,7 @@ inline constexpr std::int64_t kSegment = 4096;         // elements: 16 KB of flo
 inline constexpr std::int64_t kEnoughTasks = 64;       // fewer channels than this are cut into chunks ...
 inline constexpr std::int64_t kChunk = 16 * kSegment;  // ... of at least so many elements
 inline constexpr std::int64_t kMostBlock = 16;  // short planes of so many channels make one run of memory
-inline constexpr std::int64_t kFirst = 128;          // elements, at least, that give the first shift
+inline constexpr std::int64_t kFirst = 128;     // elements, at least, that give the first shift
 inline constexpr std::int64_t kGrain = 32768;   // elements that are worth a thread's attention
 
 struct Planes {
@@ -240,7 +240,7 @@ struct PlanesBackward {
     const auto k = coefficients<C>(p, c);
     Wide<C> mean;
     for (vec<double>& part : mean.part) part = splat<double>(p.mean[c]);
-    WideSums<C> total[2];
+    PairSums<C> ways[2];
     for (std::int64_t s = s0; s < s1; ++s) {
       const Segment from = segment(g.plane(s), c, g.begin(s), g.length(s), tile);
       each_vector<C>(from.length, false,
@@ -251,11 +251,14 @@ struct PlanesBackward {
                          gv = (xv - k.center) * k.scale + k.shift <= C(0) ? vec<C>{} : gv;
                        if constexpr (kMask == Mask::from_out)
                          gv = access.get(from.out + i) <= C(0) ? vec<C>{} : gv;
-                       total[way % 2].add(masked<C>(gv, on), xv, mean);
+                       ways[way % 2].add(masked<C>(gv, on), xv, mean);
                      });
     }
     const double r = 1 / __builtin_sqrt(p.var[c] + p.eps);
-    return {wide_sum(total[0].g, total[1].g), r * wide_sum(total[0].dot, total[1].dot)};
+    Sums total;
+    for (const PairSums<C>& way : ways)
+      for (int i = 0; i < kLanes<C>; ++i) total.g += way.g_lane(i), total.gx += r * way.dot_lane(i);
+    return total;
   }
 
   void update(const Coefficients<C>& k, const Slopes<C>& b, std::int64_t c, const Segment& from) const {

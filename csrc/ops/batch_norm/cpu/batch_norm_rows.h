@@ -291,6 +291,7 @@ struct RowsBackward {
   const Rows g;
   const RowSource<T> grad, x, out;
   const bool stream;
+  static constexpr std::int64_t kVectors = kWidth / kLanes<C> + 1;
 
   explicit RowsBackward(const Backward& params)
       : p(params),
@@ -325,16 +326,18 @@ struct RowsBackward {
     return gv;
   }
 
-  // In double throughout, as in the planes method.
-  void sums(const RowCoefficients<C>& k, const Tile& t, double* sum, double* dot, T* gathered) const {
+  // In double throughout, as in the planes method. One PairSums per vector of the row; the vector that
+  // overlaps the one before has its own.
+  void sums(const RowCoefficients<C>& k, const Tile& t, PairSums<C>* totals, T* gathered) const {
     each_group<kGroup>(t.row, t.rows, [&](std::int64_t row, auto count) CONVNORM_INLINE {
       constexpr int R = decltype(count)::value;
       const Group from = group(row, R, t, gathered);
       each_vector<C, 1>(t.width, false, [&](int, std::int64_t i, auto access, ivec<C> on) CONVNORM_INLINE {
         const std::int64_t c = t.channel + i;
         const vec<C> center = load(k.center + c), scale = load(k.scale + c), shift = load(k.shift + c);
-        const Wide<C> mean = load_wide<C>(k.mean + c);
-        WideSums<C> total{load_wide<C>(sum + i), load_wide<C>(dot + i)};
+        Wide<C> mean;
+        __builtin_memcpy(&mean, k.mean + c, sizeof(mean));
+        PairSums<C> total = totals[ceil_div(i, kLanes<C>)];
         for (int r = 0; r < R; ++r) {
           __builtin_prefetch(from.x.data + (r + kAhead) * from.x.stride + i);
           __builtin_prefetch(from.grad.data + (r + kAhead) * from.grad.stride + i);
@@ -342,8 +345,7 @@ struct RowsBackward {
           const vec<C> gv = passed(from, r, i, access, xv - center, scale, shift);
           total.add(masked<C>(gv, on), xv, mean);
         }
-        store_wide(sum + i, total.g);
-        store_wide(dot + i, total.dot);
+        totals[ceil_div(i, kLanes<C>)] = total;
       });
     });
   }
@@ -351,14 +353,17 @@ struct RowsBackward {
   void tile_sums(const RowCoefficients<C>& k, const Tile& t, double* grad_bias, double* grad_weight,
                  Arena arena) const {
     T* gathered = arena.take<T>(3 * kGroup * kWidth);
-    double* sum = arena.take<double>(kWidth + kLanes<C>);
-    double* dot = arena.take<double>(kWidth + kLanes<C>);
-    for (std::int64_t c = 0; c < t.width + kLanes<C>; ++c) sum[c] = dot[c] = 0;
-    sums(k, t, sum, dot, gathered);
-    for (std::int64_t c = 0; c < t.width; ++c) {
-      grad_bias[c] = sum[c];
-      grad_weight[c] = dot[c] / __builtin_sqrt(p.var[t.channel + c] + p.eps);
-    }
+    PairSums<C>* totals = arena.take<PairSums<C>>(kVectors);
+    for (std::int64_t i = 0; i < kVectors; ++i) totals[i] = PairSums<C>{};
+    sums(k, t, totals, gathered);
+    for (std::int64_t c = 0; c < t.width; ++c) grad_bias[c] = grad_weight[c] = 0;
+    each_vector<C, 1>(t.width, false, [&](int, std::int64_t i, auto, ivec<C>) {
+      const PairSums<C>& total = totals[ceil_div(i, kLanes<C>)];
+      for (int lane = 0; lane < kLanes<C> && i + lane < t.width; ++lane) {
+        grad_bias[i + lane] += total.g_lane(lane);
+        grad_weight[i + lane] += total.dot_lane(lane) / __builtin_sqrt(p.var[t.channel + i + lane] + p.eps);
+      }
+    });
   }
 
   void update(const RowCoefficients<C>& k, const Tile& t, T* gathered) const {
@@ -389,7 +394,7 @@ struct RowsBackward {
   }
 
   void all_sums(const RowCoefficients<C>& k, double* partial) const {
-    const std::int64_t bytes = 3 * kGroup * kWidth * sizeof(T) + 2 * (kWidth + 64) * sizeof(double);
+    const std::int64_t bytes = 3 * kGroup * kWidth * sizeof(T) + kVectors * sizeof(PairSums<C>) + 128;
     parallel_for(g.down * g.across, 1, [&](std::int64_t begin, std::int64_t end) {
       const Arena arena{static_cast<char*>(scratch_bytes(Slot::local, bytes))};
       for (std::int64_t i = begin; i < end; ++i) {
