@@ -36,12 +36,14 @@ def _(input, weight, bias, residual, running_mean, running_var, eps, relu):
 
 
 @torch.library.register_fake("convnorm::batch_norm_update")
-def _(running_mean, running_var, stats, count, momentum):
+def _(running_mean, running_var, stats, input, momentum):
     return None
 
 
 @torch.library.register_fake("convnorm::batch_norm_backward")
-def _(grad_output, input, weight, bias, output, stats, eps, train, relu, want_input, want_affine, want_residual):
+def _(
+    grad_output, input, weight, bias, output, stats, eps, train, relu, want_input, want_affine, want_residual
+):
     channels = input.shape[1] if want_affine else 0
     return (
         _dense_like(input) if want_input else input.new_empty([0]),
@@ -51,12 +53,14 @@ def _(grad_output, input, weight, bias, output, stats, eps, train, relu, want_in
     )
 
 
-def update_running(running_mean: Tensor | None, running_var: Tensor | None, stats: Tensor, count: int,
-                   momentum: float) -> None:
+def update_running(
+    running_mean: Tensor | None, running_var: Tensor | None, stats: Tensor, input: Tensor, momentum: float
+) -> None:
     """running = (1 - momentum) running + momentum batch, in place, with the unbiased variance."""
     if not transforms_active():
-        _ops.batch_norm_update(running_mean, running_var, stats, count, momentum)
-    elif count:
+        _ops.batch_norm_update(running_mean, running_var, stats, input.detach(), momentum)
+    elif input.numel():
+        count = input.numel() // input.shape[1]
         for running, batch in ((running_mean, stats[0]), (running_var, stats[1] * (count / (count - 1)))):
             if running is not None:
                 running.copy_((1 - momentum) * running + momentum * batch)
@@ -83,8 +87,20 @@ def _backward(ctx: Any, grad_output: Tensor, stats: Tensor, train: bool) -> tupl
     """Gradients for input, weight, bias and residual."""
     input, weight, bias, output = ctx.saved_tensors[:4]
     need_input, need_weight, need_bias, need_residual = ctx.needs_input_grad[:4]
-    results = BatchNormBackward.call(grad_output, input, weight, bias, output, stats, ctx.eps, train, ctx.relu,
-                                     need_input, need_weight or need_bias, need_residual and ctx.relu)
+    results = BatchNormBackward.call(
+        grad_output,
+        input,
+        weight,
+        bias,
+        output,
+        stats,
+        ctx.eps,
+        train,
+        ctx.relu,
+        need_input,
+        need_weight or need_bias,
+        need_residual and ctx.relu,
+    )
     grad_residual = results[3] if ctx.relu else grad_output
     needs = (need_input, need_weight, need_bias, need_residual)
     return tuple(g if need else None for g, need in zip((*results[:3], grad_residual), needs, strict=True))
@@ -122,7 +138,9 @@ class _BatchNormTrainEager(BatchNormTrain):
     @staticmethod
     def jvp(ctx: Any, d_input, d_weight, d_bias, d_residual, *_):
         *saved, stats = ctx.saved_tensors
-        tangent = forward_tangent(Terms(*saved, stats, ctx.eps, True, ctx.relu), d_input, d_weight, d_bias, d_residual)
+        tangent = forward_tangent(
+            Terms(*saved, stats, ctx.eps, True, ctx.relu), d_input, d_weight, d_bias, d_residual
+        )
         return tangent.to(saved[0].dtype), None
 
 
@@ -165,10 +183,34 @@ class BatchNormBackward(Function):
     """(grad_input, grad_weight, grad_bias, grad_residual); the ones that are not wanted are empty."""
 
     @staticmethod
-    def forward(grad_output, input, weight, bias, output, stats, eps, train, relu, want_input, want_affine,
-                want_residual):
-        return _ops.batch_norm_backward(grad_output, input, weight, bias, output, stats, eps, train, relu,
-                                        want_input, want_affine, want_residual)
+    def forward(
+        grad_output,
+        input,
+        weight,
+        bias,
+        output,
+        stats,
+        eps,
+        train,
+        relu,
+        want_input,
+        want_affine,
+        want_residual,
+    ):
+        return _ops.batch_norm_backward(
+            grad_output,
+            input,
+            weight,
+            bias,
+            output,
+            stats,
+            eps,
+            train,
+            relu,
+            want_input,
+            want_affine,
+            want_residual,
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -180,16 +222,23 @@ class BatchNormBackward(Function):
     def backward(ctx: Any, to_input: Tensor, to_weight: Tensor, to_bias: Tensor, to_residual: Tensor) -> Any:
         grad_output, *saved = ctx.saved_tensors
         for_grad, for_input, for_weight = backward_transpose(
-            Terms(*saved, ctx.eps, ctx.train, ctx.relu), grad_output, to_input if ctx.want_input else None,
-            to_weight if ctx.want_affine else None, to_bias if ctx.want_affine else None,
-            to_residual if ctx.want_residual else None)
+            Terms(*saved, ctx.eps, ctx.train, ctx.relu),
+            grad_output,
+            to_input if ctx.want_input else None,
+            to_weight if ctx.want_affine else None,
+            to_bias if ctx.want_affine else None,
+            to_residual if ctx.want_residual else None,
+        )
         weight = saved[1]
         for_weight = None if weight is None or for_weight is None else for_weight.to(weight.dtype)
         return (for_grad.to(grad_output.dtype), for_input.to(saved[0].dtype), for_weight, *(None,) * 9)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, grad_output, input, weight, bias, output, stats, *flags):
-        g, x, y = (_fold(info, t, d) for t, d in ((grad_output, in_dims[0]), (input, in_dims[1]), (output, in_dims[4])))
+        g, x, y = (
+            _fold(info, t, d)
+            for t, d in ((grad_output, in_dims[0]), (input, in_dims[1]), (output, in_dims[4]))
+        )
         w, b = _fold_vector(info, weight, in_dims[2]), _fold_vector(info, bias, in_dims[3])
         results = BatchNormBackward.call(g, x, w, b, y, _fold(info, stats, in_dims[5]), *flags)
         wants = (flags[-3], flags[-2], flags[-2], flags[-1])
@@ -201,12 +250,16 @@ class _BatchNormBackwardEager(BatchNormBackward):
     @staticmethod
     def jvp(ctx: Any, d_grad, d_input, d_weight, *_):
         grad_output, *saved = ctx.saved_tensors
-        tangents = backward_tangent(Terms(*saved, ctx.eps, ctx.train, ctx.relu), grad_output, d_grad, d_input, d_weight)
+        tangents = backward_tangent(
+            Terms(*saved, ctx.eps, ctx.train, ctx.relu), grad_output, d_grad, d_input, d_weight
+        )
         input, weight, bias = saved[:3]
         wants = (ctx.want_input, ctx.want_affine, ctx.want_affine, ctx.want_residual)
         dtypes = [input.dtype if t is None else t.dtype for t in (input, weight, bias, None)]
-        return tuple(t.to(dtype) if want else input.new_zeros(0)
-                     for t, want, dtype in zip(tangents, wants, dtypes, strict=True))
+        return tuple(
+            t.to(dtype) if want else input.new_zeros(0)
+            for t, want, dtype in zip(tangents, wants, dtypes, strict=True)
+        )
 
 
 BatchNormTrain.eager, BatchNormEval.eager = _BatchNormTrainEager, _BatchNormEvalEager

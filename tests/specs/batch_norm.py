@@ -74,7 +74,9 @@ def with_running(function, running_mean, running_var, training):
     return function(running_mean, running_var), running_mean, running_var
 
 
-def ours(input, running_mean=None, running_var=None, weight=None, bias=None, residual=None, act=None, **kwargs):
+def ours(
+    input, running_mean=None, running_var=None, weight=None, bias=None, residual=None, act=None, **kwargs
+):
     def run(mean, var):
         if act is None and residual is None:
             return CF.batch_norm(input, mean, var, weight, bias, **kwargs)
@@ -122,7 +124,9 @@ def reference(input, running_mean, running_var, weight, bias, training, momentum
     return out
 
 
-def theirs(input, running_mean=None, running_var=None, weight=None, bias=None, residual=None, act=None, **kwargs):
+def theirs(
+    input, running_mean=None, running_var=None, weight=None, bias=None, residual=None, act=None, **kwargs
+):
     def run(mean, var):
         function = reference if input.dtype == torch.float64 else F.batch_norm
         out = function(input, mean, var, weight, bias, **kwargs)
@@ -132,8 +136,18 @@ def theirs(input, running_mean=None, running_var=None, weight=None, bias=None, r
     return with_running(run, running_mean, running_var, kwargs["training"])
 
 
-def raw(input, running_mean=None, running_var=None, weight=None, bias=None, residual=None, act=None,
-        training=True, momentum=0.1, eps=1e-5):
+def raw(
+    input,
+    running_mean=None,
+    running_var=None,
+    weight=None,
+    bias=None,
+    residual=None,
+    act=None,
+    training=True,
+    momentum=0.1,
+    eps=1e-5,
+):
     ops, relu = torch.ops.convnorm, act == "relu"
     if training:
         forward = ops.batch_norm_train, (input, weight, bias, residual, eps, relu)
@@ -146,8 +160,7 @@ def raw(input, running_mean=None, running_var=None, weight=None, bias=None, resi
     backward = (grad, input, weight, bias, mask, stats, eps, training, relu, True, True, residual is not None)
     calls = [(forward[0].default, forward[1]), (ops.batch_norm_backward.default, backward)]
     if training and running_mean is not None:
-        count = input.numel() // input.shape[1]
-        calls.append((ops.batch_norm_update.default, (running_mean, running_var, stats, count, momentum)))
+        calls.append((ops.batch_norm_update.default, (running_mean, running_var, stats, input, momentum)))
     return calls
 
 

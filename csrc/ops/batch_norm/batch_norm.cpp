@@ -80,6 +80,13 @@ void check_eps(const char* op, double eps, bool train) {
   check_value(eps >= 0, op, ": batch_norm eps must be non-negative, but got ", eps);
 }
 
+void check_stats(const char* op, const Tensor& stats, const Tensor& input) {
+  check(stats.dim() == 2 && stats.size(0) == 2 && stats.size(1) == input.size(1) && stats.is_contiguous() &&
+            stats.scalar_type() == ScalarType::Double,
+        op, ": stats of size ", shape_text(stats), " must be a contiguous float64 tensor (2, ", input.size(1),
+        ")");
+}
+
 Ints sizes_of(const Tensor& t) {
   const auto sizes = t.sizes();
   return Ints(sizes.begin(), sizes.end());
@@ -155,17 +162,15 @@ Tensor batch_norm_eval(Tensor input, OptTensor weight, OptTensor bias, OptTensor
 
 // running = (1 - momentum) running + momentum batch, with the unbiased variance; nothing is written for empty
 // batches.
-void batch_norm_update(OptTensor running_mean, OptTensor running_var, Tensor stats, std::int64_t count,
+void batch_norm_update(OptTensor running_mean, OptTensor running_var, Tensor stats, Tensor input,
                        double momentum) {
   const char* op = "batch_norm_update";
-  check(stats.dim() == 2 && stats.size(0) == 2 && stats.is_contiguous() &&
-            stats.scalar_type() == ScalarType::Double,
-        op, ": stats of size ", shape_text(stats), " must be a contiguous float64 tensor (2, channels)");
-  const std::int64_t channels = stats.size(1);
-  const double* batch_mean = view(stats).as<double>();
-  ChannelVector mean(op, "running_mean", running_mean, stats, channels);
-  ChannelVector var(op, "running_var", running_var, stats, channels);
+  check_input(op, input);
+  check_stats(op, stats, input);
+  ChannelVector mean(op, "running_mean", running_mean, input), var(op, "running_var", running_var, input);
+  const std::int64_t channels = input.size(1), count = norm_view(input).values();
   if (count == 0) return;
+  const double* batch_mean = view(stats).as<double>();
   const double unbiased = static_cast<double>(count) / static_cast<double>(count - 1);
   for (std::int64_t c = 0; c < channels; ++c) {
     if (running_mean) mean.data()[c] = momentum * batch_mean[c] + (1 - momentum) * mean.data()[c];
@@ -186,10 +191,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(Tensor grad_outpu
   check_like(op, "grad_output", grad_output, input);
   if (output) check_like(op, "output", *output, input);
   const std::int64_t channels = input.size(1);
-  check(stats.dim() == 2 && stats.size(0) == 2 && stats.size(1) == channels && stats.is_contiguous() &&
-            stats.scalar_type() == ScalarType::Double,
-        op, ": stats of size ", shape_text(stats), " must be a contiguous float64 tensor (2, ", channels,
-        ")");
+  check_stats(op, stats, input);
   const ChannelVector w(op, "weight", weight, input), b(op, "bias", bias, input);
   ChannelVector grad_w(channels), grad_b(channels);
   Tensor grad_input = want_input ? dense_like(input) : empty(input, {0});
@@ -233,7 +235,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(convnorm, m) {
       "batch_norm_eval(Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, Tensor running_mean,"
       " Tensor running_var, float eps, bool relu) -> Tensor");
   m.def(
-      "batch_norm_update(Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor stats, SymInt count,"
+      "batch_norm_update(Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor stats, Tensor input,"
       " float momentum) -> ()");
   m.def(
       "batch_norm_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, Tensor? output,"
