@@ -88,25 +88,25 @@ def conv3d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: _S
     return _conv("conv3d", 3, input, weight, bias, stride, padding, dilation, groups)
 
 
-# --- batch norm -------------------------------------------------------------------------------------------------
+# --- batch norm ---------------------------------------------------------------------------------------------
 
 
-def batch_norm(input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
-               bias: Tensor | None = None, training: bool = False, momentum: float = 0.1,
-               eps: float = 1e-05) -> Tensor:
+def batch_norm(input: Tensor, running_mean: Tensor | None, running_var: Tensor | None,
+               weight: Tensor | None = None, bias: Tensor | None = None, training: bool = False,
+               momentum: float = 0.1, eps: float = 1e-05) -> Tensor:
     """Batch normalization: each channel to zero mean and unit variance, then ``weight * xhat + bias``.
 
     Args:
-        input: ``(N, C)``, ``(N, C, L)``, ``(N, C, H, W)`` or ``(N, C, D, H, W)``; float32, float64, bfloat16 or float16;
-            any strides. channels_last input gives channels_last output.
-        running_mean, running_var: ``(C,)``, both or neither; updated in place in training, used in evaluation.
+        input: ``(N, C)``, ``(N, C, L)``, ``(N, C, H, W)`` or ``(N, C, D, H, W)``; float32, float64,
+            bfloat16 or float16; any strides. channels_last input gives channels_last output.
+        running_mean, running_var: ``(C,)``, both or neither; updated in training, used in evaluation.
         weight, bias: ``(C,)`` or None; of input's dtype, or float32 for 16-bit input.
         training: use the statistics of the batch (biased variance); else the running ones.
         momentum: ``running = (1 - momentum) * running + momentum * batch``, with the unbiased variance.
         eps: added to the variance; > 0 in training.
 
     Raises:
-        ValueError: one value per channel in training; eps out of range; one running statistic without the other.
+        ValueError: one value per channel in training; eps out of range; one running statistic alone.
         RuntimeError: sizes, dtypes or devices that do not fit, with the rule they break.
         NotImplementedError: integer or complex input.
 

@@ -1,4 +1,4 @@
-"""Batch norm beyond the generic tests: accuracy of the statistics, module semantics, running buffers, errors."""
+"""Batch norm beyond the generic tests: accuracy of the statistics, modules, running buffers, errors."""
 
 import copy
 import io
@@ -235,7 +235,7 @@ def test_only_what_backward_needs_is_kept():
     assert sum(t.numel() == x.numel() for t in kept) == 1 and not any(t.dtype == torch.bool for t in kept)
 
 
-# --- errors: torch's classes and words; nothing is written ----------------------------------------------------
+# --- errors: torch's classes and words; nothing is written --------------------------------------------------
 
 
 X, MEAN, VAR = torch.randn(2, 3, 4, 4), torch.zeros(3), torch.ones(3)

@@ -47,7 +47,7 @@ class BatchNormAct2d(_BatchNormAct, BatchNorm2d):
         num_features, eps, momentum, affine, track_running_stats: as :class:`torch.nn.BatchNorm2d`.
         act: ``"relu"`` or None.
 
-    Shape: input, residual and output ``(N, C, H, W)``. The state_dict is that of :class:`torch.nn.BatchNorm2d`.
+    Shape: input, residual and output ``(N, C, H, W)``. The state_dict is BatchNorm2d's.
 
     Example:
         >>> layer = convnorm.nn.BatchNormAct2d(64)

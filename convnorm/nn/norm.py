@@ -26,21 +26,21 @@ def _forward(
 
 
 class BatchNorm1d(nn.BatchNorm1d):
-    """:class:`torch.nn.BatchNorm1d` by :func:`convnorm.functional.batch_norm`: same arguments and state_dict."""
+    """:class:`torch.nn.BatchNorm1d` by :func:`convnorm.functional.batch_norm`: same state_dict."""
 
     def forward(self, input: Tensor) -> Tensor:
         return _forward(self, input, None, None)
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """:class:`torch.nn.BatchNorm2d` by :func:`convnorm.functional.batch_norm`: same arguments and state_dict."""
+    """:class:`torch.nn.BatchNorm2d` by :func:`convnorm.functional.batch_norm`: same state_dict."""
 
     def forward(self, input: Tensor) -> Tensor:
         return _forward(self, input, None, None)
 
 
 class BatchNorm3d(nn.BatchNorm3d):
-    """:class:`torch.nn.BatchNorm3d` by :func:`convnorm.functional.batch_norm`: same arguments and state_dict."""
+    """:class:`torch.nn.BatchNorm3d` by :func:`convnorm.functional.batch_norm`: same state_dict."""
 
     def forward(self, input: Tensor) -> Tensor:
         return _forward(self, input, None, None)

@@ -1,4 +1,4 @@
-"""Batch norm, alone and fused with a residual and ReLU; training returns the running statistics it updated."""
+"""Batch norm, alone and with a residual and ReLU; training returns the running statistics it updated."""
 
 import math
 
@@ -86,7 +86,7 @@ def ours(
 
 
 class Extended(torch.autograd.Function):
-    """The formulas of forward and backward in numpy's long double: the reference that float64 is measured against."""
+    """Forward and backward in numpy's long double: the reference that float64 is measured against."""
 
     @staticmethod
     def forward(ctx, input, weight, bias, mean, var, training, eps):
@@ -113,7 +113,7 @@ class Extended(torch.autograd.Function):
 
 
 def reference(input, running_mean, running_var, weight, bias, training, momentum=0.1, eps=1e-5):
-    """F.batch_norm with more digits than float64, where no transform is active (numpy cannot follow those)."""
+    """F.batch_norm with more digits than float64, where no transform is active: numpy cannot follow those."""
     if torch._C._are_functorch_transforms_active() or input.device.type != "cpu" or not input.numel():
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     out, mean, var = Extended.apply(input, weight, bias, running_mean, running_var, training, eps)

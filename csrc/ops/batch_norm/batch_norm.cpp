@@ -45,16 +45,7 @@ const Register<bn::Kernel<bn::Backward>> register_backward("batch_norm_backward"
 
 NormView norm_view(const Tensor& t) {
   const View5 v = lift(t);
-  NormView out;
-  out.data = v.data;
-  out.outer = v.n;
-  out.channels = v.c;
-  out.inner = v.size[0] * v.size[1] * v.size[2];
-  out.size = v.size;
-  out.outer_stride = v.stride_n;
-  out.channel_stride = v.stride_c;
-  out.stride = v.stride;
-  return out;
+  return {v.data, v.n, v.c, v.size[0] * v.size[1] * v.size[2], v.size, v.stride_n, v.stride_c, v.stride};
 }
 
 // The dtype of input, after what every op of this room asks of it.
