@@ -10,23 +10,18 @@ P is its own transpose, and the transpose of d xhat / d x is r P.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, float32, where
 
 
 class Terms:
     """xhat, r and the relu mask as functions of x, with per-channel values shaped to broadcast over x."""
 
-    def __init__(
-        self,
-        input: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        output: Tensor | None,
-        stats: Tensor,
-        eps: float,
-        train: bool,
-        relu: bool,
-    ):
+    def __init__(self, saved: Sequence[Tensor | None], eps: float, train: bool, relu: bool):
+        """``saved`` is (input, weight, bias, output or None, stats)."""
+        input, weight, bias, output, stats = saved
+        assert input is not None and stats is not None
         self.dims = [d for d in range(input.dim()) if d != 1]
         self.train, self.dtype = train, float32 if input.dtype.itemsize == 2 else input.dtype
         d = input.to(self.dtype) - self.channel(stats[0])

@@ -73,7 +73,7 @@ class BatchNormBackward(Function):
     def backward(ctx: Any, to_input: Tensor, to_weight: Tensor, to_bias: Tensor, to_residual: Tensor) -> Any:
         grad_output, *saved = ctx.saved_tensors
         for_grad, for_input, for_weight = backward_transpose(
-            Terms(*saved, ctx.eps, ctx.train, ctx.relu),
+            Terms(saved, ctx.eps, ctx.train, ctx.relu),
             grad_output,
             to_input if ctx.want_input else None,
             to_weight if ctx.want_affine else None,
@@ -102,7 +102,7 @@ class _BatchNormBackwardEager(BatchNormBackward):
     def jvp(ctx: Any, d_grad, d_input, d_weight, *_):
         grad_output, *saved = ctx.saved_tensors
         tangents = backward_tangent(
-            Terms(*saved, ctx.eps, ctx.train, ctx.relu), grad_output, d_grad, d_input, d_weight
+            Terms(saved, ctx.eps, ctx.train, ctx.relu), grad_output, d_grad, d_input, d_weight
         )
         input, weight, bias = saved[:3]
         wants = (ctx.want_input, ctx.want_affine, ctx.want_affine, ctx.want_residual)

@@ -121,11 +121,9 @@ class BatchNormTrain(Function):
 class _BatchNormTrainEager(BatchNormTrain):
     @staticmethod
     def jvp(ctx: Any, d_input, d_weight, d_bias, d_residual, *_):
-        *saved, stats = ctx.saved_tensors
-        tangent = forward_tangent(
-            Terms(*saved, stats, ctx.eps, True, ctx.relu), d_input, d_weight, d_bias, d_residual
-        )
-        return tangent.to(saved[0].dtype), None
+        terms = Terms(ctx.saved_tensors, ctx.eps, True, ctx.relu)
+        tangent = forward_tangent(terms, d_input, d_weight, d_bias, d_residual)
+        return tangent.to(ctx.saved_tensors[0].dtype), None
 
 
 class BatchNormEval(Function):
@@ -159,7 +157,7 @@ class _BatchNormEvalEager(BatchNormEval):
     @staticmethod
     def jvp(ctx: Any, d_input, d_weight, d_bias, d_residual, *_):
         *saved, mean, var = ctx.saved_tensors
-        terms = Terms(*saved, torch.stack((mean, var)), ctx.eps, False, ctx.relu)
+        terms = Terms((*saved, torch.stack((mean, var))), ctx.eps, False, ctx.relu)
         return forward_tangent(terms, d_input, d_weight, d_bias, d_residual).to(saved[0].dtype)
 
 

@@ -1,9 +1,9 @@
 // Batch norm: schemas, checks, allocation and choice of kernel.
 #include "ops/batch_norm/batch_norm.h"
 
+#include "common/channel_vector.h"
 #include "common/registry.h"
 #include "common/tensor.h"
-#include "ops/batch_norm/channel_vector.h"
 
 namespace convnorm {
 namespace {
