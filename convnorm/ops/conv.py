@@ -8,7 +8,6 @@ backward is the other two, and derivatives of any order need no further kernel.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,8 +19,7 @@ from ._function import Function, move_batch
 _ops = torch.ops.convnorm
 
 
-def output_size(size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
-                dilation: Sequence[int]) -> list[int]:
+def output_size(size, kernel, stride, padding, dilation) -> list[int]:
     """floor((in + low + high - dilation*(kernel-1) - 1) / stride) + 1, per spatial dimension."""
     n = len(size)
     return [
@@ -72,12 +70,8 @@ class Conv(Function):
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             with_bias = ctx.has_bias and ctx.needs_input_grad[2]
             grad_weight, grad_bias = ConvByWeight.call(grad_output, input, weight.shape, *ctx.geometry, with_bias)
-        return (
-            grad_input,
-            grad_weight if ctx.needs_input_grad[1] else None,
-            grad_bias if ctx.needs_input_grad[2] else None,
-            *(None,) * 4,
-        )
+        wanted = [g if n else None for g, n in zip((grad_weight, grad_bias), ctx.needs_input_grad[1:3], strict=True)]
+        return (grad_input, *wanted, *(None,) * 4)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, input, weight, bias, stride, padding, dilation, groups):

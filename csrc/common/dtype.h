@@ -18,10 +18,14 @@ enum class DType : std::uint8_t { f32, f64, bf16, f16 };
 
 inline const char* name(DType t) {
   switch (t) {
-    case DType::f32: return "float32";
-    case DType::f64: return "float64";
-    case DType::bf16: return "bfloat16";
-    case DType::f16: return "float16";
+    case DType::f32:
+      return "float32";
+    case DType::f64:
+      return "float64";
+    case DType::bf16:
+      return "bfloat16";
+    case DType::f16:
+      return "float16";
   }
   return "unknown";
 }
@@ -44,10 +48,14 @@ using compute_t = typename ComputeType<T>::type;
 template <class F>
 auto dispatch(DType t, F&& f) {
   switch (t) {
-    case DType::f64: return f(double{});
-    case DType::bf16: return f(bf16{});
-    case DType::f16: return f(f16{});
-    default: return f(float{});
+    case DType::f64:
+      return f(double{});
+    case DType::bf16:
+      return f(bf16{});
+    case DType::f16:
+      return f(f16{});
+    default:
+      return f(float{});
   }
 }
 

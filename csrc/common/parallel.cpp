@@ -7,7 +7,8 @@
 
 namespace convnorm {
 
-// At this ABI an exception that leaves a torch worker loses its text, so the first one is kept and rethrown here.
+// At this ABI an exception that leaves a torch worker loses its text, so the first one is kept and rethrown
+// here.
 void run_parallel(std::int64_t n, std::int64_t grain, RangeFn fn, void* context) {
   std::exception_ptr first;
   std::mutex guard;

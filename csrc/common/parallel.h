@@ -11,8 +11,8 @@ namespace convnorm {
 
 using RangeFn = void (*)(std::int64_t begin, std::int64_t end, void* context);
 
-// Defined in parallel.cpp over torch's pool, and by the C++ unit tests over std::thread. Exceptions thrown by fn
-// are carried to the caller with their text.
+// Defined in parallel.cpp over torch's pool, and by the C++ unit tests over std::thread. Exceptions thrown by
+// fn are carried to the caller with their text.
 void run_parallel(std::int64_t n, std::int64_t grain, RangeFn fn, void* context);
 
 // Threads that a parallel_for here can use. Only for cutting work whose results do not depend on the cut.

@@ -1,5 +1,6 @@
-// Several kernels for one op form an ordered list with names: the first that accepts the problem wins, and each
-// refusal is a printable reason. The choice depends on shapes, dtype, layout and device, never on timing or threads.
+// Several kernels for one op form an ordered list with names: the first that accepts the problem wins, and
+// each refusal is a printable reason. The choice depends on shapes, dtype, layout and device, never on timing
+// or threads.
 //
 // Torch-free. A list row is any struct with these members first:
 //   const char* name;     method, tile and instruction set: "conv_igemm_6x16_avx2"
@@ -37,7 +38,8 @@ struct Register {
   }
 };
 
-// A kernel pinned by name for an op; empty when free. CONVNORM_FORCE="conv=conv_im2col,max_pool=..." sets it at start.
+// A kernel pinned by name for an op; empty when free. CONVNORM_FORCE="conv=conv_im2col,max_pool=..." sets it
+// at start.
 const std::string& forced_kernel(const char* op);
 void force_kernel(const std::string& op, const std::string& kernel);
 

@@ -26,11 +26,16 @@ View5 lift(const Tensor& t) {
 
 DType float_dtype(const char* op, const char* argument, const Tensor& t) {
   switch (t.scalar_type()) {
-    case ScalarType::Float: return DType::f32;
-    case ScalarType::Double: return DType::f64;
-    case ScalarType::BFloat16: return DType::bf16;
-    case ScalarType::Half: return DType::f16;
-    default: break;
+    case ScalarType::Float:
+      return DType::f32;
+    case ScalarType::Double:
+      return DType::f64;
+    case ScalarType::BFloat16:
+      return DType::bf16;
+    case ScalarType::Half:
+      return DType::f16;
+    default:
+      break;
   }
   check(false, op, ": ", argument, " has dtype ", dtype_name(t.scalar_type()),
         ", must be float32, float64, bfloat16 or float16");
@@ -39,19 +44,32 @@ DType float_dtype(const char* op, const char* argument, const Tensor& t) {
 
 const char* dtype_name(ScalarType t) {
   switch (t) {
-    case ScalarType::Float: return "float32";
-    case ScalarType::Double: return "float64";
-    case ScalarType::BFloat16: return "bfloat16";
-    case ScalarType::Half: return "float16";
-    case ScalarType::Byte: return "uint8";
-    case ScalarType::Char: return "int8";
-    case ScalarType::Short: return "int16";
-    case ScalarType::Int: return "int32";
-    case ScalarType::Long: return "int64";
-    case ScalarType::Bool: return "bool";
-    case ScalarType::ComplexFloat: return "complex64";
-    case ScalarType::ComplexDouble: return "complex128";
-    default: return "an unsupported type";
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::Byte:
+      return "uint8";
+    case ScalarType::Char:
+      return "int8";
+    case ScalarType::Short:
+      return "int16";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Long:
+      return "int64";
+    case ScalarType::Bool:
+      return "bool";
+    case ScalarType::ComplexFloat:
+      return "complex64";
+    case ScalarType::ComplexDouble:
+      return "complex128";
+    default:
+      return "an unsupported type";
   }
 }
 
@@ -110,8 +128,9 @@ Tensor empty(const Tensor& like, const Ints& sizes, Layout layout, ScalarType dt
 
 void check_same_device(const char* op, const char* first_name, const Tensor& first, const char* name,
                        const Tensor& t) {
-  check(first.is_cuda() == t.is_cuda() && first.get_device_index() == t.get_device_index(), op, ": ", first_name,
-        " and ", name, " are on different devices; Expected all tensors to be on the same device");
+  check(first.is_cuda() == t.is_cuda() && first.get_device_index() == t.get_device_index(), op, ": ",
+        first_name, " and ", name,
+        " are on different devices; Expected all tensors to be on the same device");
 }
 
 }  // namespace convnorm

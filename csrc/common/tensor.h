@@ -1,5 +1,5 @@
-// What a host file needs of torch's tensors: a plain view of the metadata, dtype names, layouts and allocation.
-// Only host files (<op>.cpp) include this; kernels see pointers and Params.
+// What a host file needs of torch's tensors: a plain view of the metadata, dtype names, layouts and
+// allocation. Only host files (<op>.cpp) include this; kernels see pointers and Params.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -25,7 +25,8 @@ using torch::headeronly::ScalarType;
 
 inline constexpr int kMaxDims = 5;  // n c d h w
 
-// n c d h w of a tensor with 1 to 3 spatial dimensions (after the batch dimension was added, if it was missing).
+// n c d h w of a tensor with 1 to 3 spatial dimensions (after the batch dimension was added, if it was
+// missing).
 enum class Layout : std::uint8_t { contiguous, channels_last };
 
 // Metadata read once; sizes and strides are borrowed from the tensor, strides in elements.
@@ -36,7 +37,9 @@ struct View {
   int dim;
   ScalarType dtype;
   template <class T>
-  T* as() const { return static_cast<T*>(data); }
+  T* as() const {
+    return static_cast<T*>(data);
+  }
 };
 
 View view(const Tensor& t);
@@ -60,6 +63,7 @@ Tensor empty(const Tensor& like, const Ints& sizes, Layout layout = Layout::cont
 Tensor empty(const Tensor& like, const Ints& sizes, Layout layout, ScalarType dtype);
 
 // All of `others` are on the device of `first`; torch's words for it.
-void check_same_device(const char* op, const char* first_name, const Tensor& first, const char* name, const Tensor& t);
+void check_same_device(const char* op, const char* first_name, const Tensor& first, const char* name,
+                       const Tensor& t);
 
 }  // namespace convnorm

@@ -1,5 +1,5 @@
-// The geometry of a sliding window, one dimension at a time: kernel, stride, padding, dilation -> output size.
-// 1d and 2d problems are lifted to 3d with sizes of one in front, so that kernels know one shape only.
+// The geometry of a sliding window, one dimension at a time: kernel, stride, padding, dilation -> output
+// size. 1d and 2d problems are lifted to 3d with sizes of one in front, so that kernels know one shape only.
 #pragma once
 
 #include <array>

@@ -9,13 +9,15 @@
 namespace convnorm {
 namespace {
 
-// AVX-512 bodies are built and can be asked for by name; until they have run on such a processor, auto stops here.
+// AVX-512 bodies are built and can be asked for by name; until they have run on such a processor, auto stops
+// here.
 constexpr Isa kWidestProven = Isa::avx2;
 
 Isa detect() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   if (!avx2) return Isa::generic;
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
@@ -33,7 +35,8 @@ Isa parse(const char* text) {
     check(isa <= most, "CONVNORM_ISA: ", text, " asked for, but this processor supports only ", name(most));
     return isa;
   }
-  throw std::invalid_argument(convnorm::text("CONVNORM_ISA: got '", text, "', must be auto, generic, avx2 or avx512"));
+  throw std::invalid_argument(
+      convnorm::text("CONVNORM_ISA: got '", text, "', must be auto, generic, avx2 or avx512"));
 }
 
 std::atomic<int>& current() {
@@ -45,9 +48,12 @@ std::atomic<int>& current() {
 
 const char* name(Isa isa) {
   switch (isa) {
-    case Isa::avx2: return "avx2";
-    case Isa::avx512: return "avx512";
-    default: return "generic";
+    case Isa::avx2:
+      return "avx2";
+    case Isa::avx512:
+      return "avx512";
+    default:
+      return "generic";
   }
 }
 

@@ -10,8 +10,8 @@ const char* name(Isa isa);
 // What the processor and the operating system support.
 Isa supported_isa();
 
-// What is used: the widest supported one that has been proven on hardware, or what CONVNORM_ISA or set_isa asked
-// for. Asking for more than the processor has is an error.
+// What is used: the widest supported one that has been proven on hardware, or what CONVNORM_ISA or set_isa
+// asked for. Asking for more than the processor has is an error.
 Isa active_isa();
 void set_isa(const char* name);  // "auto", "generic", "avx2", "avx512"
 

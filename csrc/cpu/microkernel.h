@@ -2,15 +2,17 @@
 //
 //   c[m][n] (+)= sum over k of a(m, k) * b(k, n)        0 <= m < MR,  0 <= n < NV * lanes
 //
-// The accumulators of one tile stay in registers for the whole sum: 6 x 2 vectors of 8 on AVX2 use 12 of the 16
-// registers, two more hold the row of b, one the broadcast of a. Twelve independent FMAs also cover the latency (4) times
-// the throughput (2 per cycle) of the FMA units.
+// The accumulators of one tile stay in registers for the whole sum: 6 x 2 vectors of 8 on AVX2 use 12 of the
+// 16 registers, two more hold the row of b, one the broadcast of a. Twelve independent FMAs also cover the
+// latency (4) times the throughput (2 per cycle) of the FMA units.
 //
 // b is a row per k: ldb elements apart. a comes in one of three forms:
 //   interleaved  a[k * kRows + m]              packed panels (weights of an NCHW problem)
 //   by rows      a[m * lda + k]                rows as they lie in memory, or packed so
-//   indirect     rows[k / run][m][k % run]     a table of pointers: the rows of a channels_last image, one run of channels
-//                                              per filter tap, read where they are (padding points to zeros, or null in m = 0 where all rows are padding)
+//   indirect     rows[k / run][m][k % run]     a table of pointers: the rows of a channels_last image, one
+//   run of channels
+//                                              per filter tap, read where they are (padding points to zeros,
+//                                              or null in m = 0 where all rows are padding)
 //
 // Include after cpu/vec.h.
 #pragma once
@@ -30,12 +32,15 @@ inline constexpr int kCols = kColVecs * kLanes<C>;
 // What the sum is added to: nothing, a bias, or what c holds.
 enum class Start { zero, row_bias, col_bias, add_to_c };
 
-// A sum is made of chains of at most so many FMAs; each starts from zero and is added to c when it ends. Roundings are
-// then relative to a chain's own sum, not to the total: half the error of one long chain, for 5 % of the time.
+// A sum is made of chains of at most so many FMAs; each starts from zero and is added to c when it ends.
+// Roundings are then relative to a chain's own sum, not to the total: half the error of one long chain, for 5
+// % of the time.
 inline constexpr std::int64_t kChain = 64;
 
-// A length cut into equal pieces of at most a chain.
-inline std::int64_t piece_length(std::int64_t n) { return imax(1, ceil_div(n, imax(1, ceil_div(n, kChain)))); }
+// A length cut into equal pieces of at most a chain, in whole turns of the unrolled loop.
+inline std::int64_t piece_length(std::int64_t n) {
+  return n <= kChain ? n : ceil_div(ceil_div(n, ceil_div(n, kChain)), 4) * 4;
+}
 
 enum class Form { interleaved, by_rows, indirect };
 
@@ -43,11 +48,12 @@ enum class Form { interleaved, by_rows, indirect };
 template <class C>
 struct Tile {
   std::int64_t depth;  // length of the sum
+  std::int64_t piece;  // piece_length of depth, or of run
   const C* a;
   std::int64_t lda;
   const C* const* rows;  // indirect: kRows pointers per run
   std::int64_t run;
-  std::int64_t skip;     // indirect: added to each pointer (the channels before a group)
+  std::int64_t skip;  // indirect: added to each pointer (the channels before a group)
   const C* b;
   std::int64_t ldb;
   C* c[kRows];
@@ -57,7 +63,8 @@ struct Tile {
 
 // acc += a * b over `depth` steps; element (m, k) of a is at a[m][k * step].
 template <class C, int MR, int NV, int kStep>
-inline void accumulate(vec<C> (&acc)[MR][NV], std::int64_t depth, const C* const (&a)[MR], const C* b, std::int64_t ldb) {
+inline void accumulate(vec<C> (&acc)[MR][NV], std::int64_t depth, const C* const (&a)[MR], const C* b,
+                       std::int64_t ldb) {
 #pragma GCC unroll 4
   for (std::int64_t k = 0; k < depth; ++k) {
     vec<C> col[NV];
@@ -70,41 +77,55 @@ inline void accumulate(vec<C> (&acc)[MR][NV], std::int64_t depth, const C* const
   }
 }
 
-// c (+)= acc, and acc back to zero: the end of a chain. The first chain of a tile stores, with the bias if there is one.
+// The end of a chain: c = acc + start, or c += acc from the second chain on, and acc back to zero.
 template <class C, int MR, int NV>
-inline void fold(const Tile<C>& t, vec<C> (&acc)[MR][NV], bool first) {
+inline void fold(vec<C> (&acc)[MR][NV], C* const (&c)[MR], Start start, const C* bias) {
   constexpr int L = kLanes<C>;
+  const vec<C> none{};
+  switch (start) {
+    case Start::zero: break;
+    case Start::row_bias:
+      for (int m = 0; m < MR; ++m)
+        for (int v = 0; v < NV; ++v) acc[m][v] += splat<C>(bias[m]);
+      break;
+    case Start::col_bias:
+      for (int m = 0; m < MR; ++m)
+        for (int v = 0; v < NV; ++v) acc[m][v] += load(bias + v * L);
+      break;
+    case Start::add_to_c:
+      for (int m = 0; m < MR; ++m)
+        for (int v = 0; v < NV; ++v) acc[m][v] += load(c[m] + v * L);
+      break;
+  }
   for (int m = 0; m < MR; ++m)
     for (int v = 0; v < NV; ++v) {
-      vec<C> sum = acc[m][v];
-      if (!first || t.start == Start::add_to_c)
-        sum += load(t.c[m] + v * L);
-      else if (t.start == Start::row_bias)
-        sum += splat<C>(t.bias[m]);
-      else if (t.start == Start::col_bias)
-        sum += load(t.bias + v * L);
-      store(t.c[m] + v * L, sum);
-      acc[m][v] = vec<C>{};
+      store(c[m] + v * L, acc[m][v]);
+      acc[m][v] = none;
     }
 }
 
 template <class C, int MR, int NV, Form kForm>
 void run_tile(const Tile<C>& t) {
-  vec<C> acc[MR][NV] = {};
-  bool first = true;
+  vec<C> acc[MR][NV];
+  C* c[MR];
+  for (int m = 0; m < MR; ++m) {
+    c[m] = t.c[m];
+    for (int v = 0; v < NV; ++v) acc[m][v] = vec<C>{};
+  }
+  Start start = t.start;
   const C* b = t.b;
   const C* a[MR];
   if constexpr (kForm == Form::indirect) {
     std::int64_t chain = 0;
     const C* const* rows = t.rows;
-    const std::int64_t piece = piece_length(t.run);
+    const std::int64_t piece = t.piece;
     for (std::int64_t k = 0; k < t.depth; k += t.run, rows += kRows, b += t.run * t.ldb) {
       if (!rows[0]) continue;  // padding for every row
       for (std::int64_t i = 0; i < t.run; i += piece) {
         const std::int64_t n = imin(piece, t.run - i);
         if (chain + n > kChain) {
-          fold(t, acc, first);
-          first = false;
+          fold(acc, c, start, t.bias);
+          start = Start::add_to_c;
           chain = 0;
         }
         for (int m = 0; m < MR; ++m) a[m] = rows[m] + t.skip + i;
@@ -115,11 +136,11 @@ void run_tile(const Tile<C>& t) {
   } else {
     constexpr int kStep = kForm == Form::interleaved ? kRows : 1;
     for (int m = 0; m < MR; ++m) a[m] = kForm == Form::interleaved ? t.a + m : t.a + m * t.lda;
-    const std::int64_t piece = piece_length(t.depth);
+    const std::int64_t piece = t.piece;
     for (std::int64_t k = 0; k < t.depth; k += piece) {
       if (k > 0) {
-        fold(t, acc, first);
-        first = false;
+        fold(acc, c, start, t.bias);
+        start = Start::add_to_c;
       }
       const std::int64_t n = imin(piece, t.depth - k);
       accumulate<C, MR, NV, kStep>(acc, n, a, b, t.ldb);
@@ -127,7 +148,7 @@ void run_tile(const Tile<C>& t) {
       b += n * t.ldb;
     }
   }
-  fold(t, acc, first);
+  fold(acc, c, start, t.bias);
 }
 
 // The tile functions by number of rows and of column vectors.

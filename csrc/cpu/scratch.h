@@ -1,7 +1,9 @@
-// Work memory of a thread: allocated once, grown when a call needs more, kept for the next call, 64-byte aligned.
+// Work memory of a thread: allocated once, grown when a call needs more, kept for the next call, 64-byte
+// aligned.
 //
-// Two users can be active on one thread at a time, each with its own slot: the caller of an op (`shared` data that
-// all workers read, such as packed weights) and a worker (`local` tiles). Contents do not survive the call.
+// Two users can be active on one thread at a time, each with its own slot: the caller of an op (`shared` data
+// that all workers read, such as packed weights) and a worker (`local` tiles). Contents do not survive the
+// call.
 #pragma once
 
 #include <cstddef>

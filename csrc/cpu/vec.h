@@ -1,9 +1,9 @@
 // One vector type for every instruction set: GCC/Clang vector extensions of CONVNORM_VECTOR_BYTES.
 //
-// Include after a cpu/target_*.h. Everything is in an anonymous namespace, so that each instruction set keeps its own
-// copy. Arithmetic, comparisons and `mask ? a : b` are the compiler's own operators on Vec<T>::V; a*b + c becomes one
-// FMA where the target has it. Loads and stores convert: 16-bit storage is widened to float while loading and rounded
-// once (to nearest even) while storing.
+// Include after a cpu/target_*.h. Everything is in an anonymous namespace, so that each instruction set keeps
+// its own copy. Arithmetic, comparisons and `mask ? a : b` are the compiler's own operators on Vec<T>::V; a*b
+// + c becomes one FMA where the target has it. Loads and stores convert: 16-bit storage is widened to float
+// while loading and rounded once (to nearest even) while storing.
 #pragma once
 
 namespace convnorm {
@@ -53,7 +53,8 @@ inline vec<C> splat(C x) {
   return x - vec<C>{};  // broadcast; the subtraction of zero is folded away
 }
 
-// --- 16-bit conversions, any number of lanes ------------------------------------------------------------------
+// --- 16-bit conversions, any number of lanes
+// ------------------------------------------------------------------
 
 template <class F>  // F = Vec<float, N>
 inline typename F::V widen_bf16(typename F::H h) {
@@ -92,7 +93,8 @@ inline typename F::H narrow_f16(typename F::V x) {
   return __builtin_convertvector(half | ((u >> 16) & 0x8000u), typename F::H);
 }
 
-// --- loads and stores -----------------------------------------------------------------------------------------
+// --- loads and stores
+// -----------------------------------------------------------------------------------------
 
 template <class C>
 inline vec<C> load(const C* p) {
@@ -161,10 +163,13 @@ inline float load1(const f16* p) {
 }
 inline void store1(float* p, float x) { *p = x; }
 inline void store1(double* p, double x) { *p = x; }
-inline void store1(bf16* p, float x) { p->bits = narrow_bf16<Vec<float, 4>>(Vec<float, 4>::V{x, 0, 0, 0})[0]; }
+inline void store1(bf16* p, float x) {
+  p->bits = narrow_bf16<Vec<float, 4>>(Vec<float, 4>::V{x, 0, 0, 0})[0];
+}
 inline void store1(f16* p, float x) { p->bits = narrow_f16<Vec<float, 4>>(Vec<float, 4>::V{x, 0, 0, 0})[0]; }
 
-// --- arithmetic that needs a name -----------------------------------------------------------------------------
+// --- arithmetic that needs a name
+// -----------------------------------------------------------------------------
 
 template <class V>
 inline V vmax(V a, V b) {

@@ -17,10 +17,12 @@ struct Args {
 // stride, dilation and groups make sense, and there are as many values as spatial dimensions.
 Args check_args(const char* op, std::int64_t dim, const Ints& kernel, const Ints& stride, const Ints& padding,
                 const Ints& dilation, std::int64_t groups) {
-  check(dim >= 3 && dim <= kMaxDims, op, ": weight has ", dim, " dimensions, must have 3, 4 or 5 (k, c / groups, spatial)");
+  check(dim >= 3 && dim <= kMaxDims, op, ": weight has ", dim,
+        " dimensions, must have 3, 4 or 5 (k, c / groups, spatial)");
   const int n = static_cast<int>(dim) - 2;
   const auto same_length = [&](const char* name, const Ints& v, int want) {
-    check(static_cast<int>(v.size()) == want, op, ": ", name, " ", shape_text(v), " must have ", want, " values");
+    check(static_cast<int>(v.size()) == want, op, ": ", name, " ", shape_text(v), " must have ", want,
+          " values");
   };
   same_length("stride", stride, n);
   same_length("padding (low sides, then high sides)", padding, 2 * n);
@@ -44,35 +46,37 @@ Args check_args(const char* op, std::int64_t dim, const Ints& kernel, const Ints
 
 // Sizes of (input, weight) fit each other; returns the size of the output.
 Ints check_shapes(const Args& a, const Ints& input, const Ints& weight) {
-  check(static_cast<int>(input.size()) == a.spatial + 2, a.op, ": input of size ", shape_text(input), " must have ",
-        a.spatial + 2, " dimensions, as weight of size ", shape_text(weight), " has");
-  check(input[1] == weight[1] * a.groups, a.op, ": given groups=", a.groups, ", weight of size ", shape_text(weight),
-        ", expected input", shape_text(input), " to have ", weight[1] * a.groups, " channels, but got ", input[1],
-        " channels instead");
-  check(weight[0] % a.groups == 0, a.op, ": out_channels (", weight[0], ") must be divisible by groups (", a.groups, ")");
+  check(static_cast<int>(input.size()) == a.spatial + 2, a.op, ": input of size ", shape_text(input),
+        " must have ", a.spatial + 2, " dimensions, as weight of size ", shape_text(weight), " has");
+  check(input[1] == weight[1] * a.groups, a.op, ": given groups=", a.groups, ", weight of size ",
+        shape_text(weight), ", expected input", shape_text(input), " to have ", weight[1] * a.groups,
+        " channels, but got ", input[1], " channels instead");
+  check(weight[0] % a.groups == 0, a.op, ": out_channels (", weight[0], ") must be divisible by groups (",
+        a.groups, ")");
   check(weight[0] > 0 && input[1] > 0, a.op, ": channels must be positive, got input ", shape_text(input),
         " and weight ", shape_text(weight));
   Ints out{input[0], weight[0]};
   for (int d = kSpatial - a.spatial; d < kSpatial; ++d) {
     const std::int64_t in = input[d + a.spatial - 1];
     const std::int64_t room = in + a.window.pad[d] + a.window.pad_hi[d];
-    check(reach(a.window, d) <= room, a.op, ": kernel ", dim_name(d), " (", reach(a.window, d), " = dilation ",
-          a.window.dil[d], " * (kernel ", a.window.kernel[d], " - 1) + 1) can't be greater than the padded input ",
-          dim_name(d), " (", room, ")");
+    check(reach(a.window, d) <= room, a.op, ": kernel ", dim_name(d), " (", reach(a.window, d),
+          " = dilation ", a.window.dil[d], " * (kernel ", a.window.kernel[d],
+          " - 1) + 1) can't be greater than the padded input ", dim_name(d), " (", room, ")");
     out.push_back((room - reach(a.window, d)) / a.window.stride[d] + 1);
   }
   return out;
 }
 
 void check_pair(const char* op, const char* a_name, const Tensor& a, const char* b_name, const Tensor& b) {
-  check(a.scalar_type() == b.scalar_type(), op, ": ", a_name, " (", dtype_name(a.scalar_type()), ") and ", b_name, " (",
-        dtype_name(b.scalar_type()), ") should have the same dtype");
+  check(a.scalar_type() == b.scalar_type(), op, ": ", a_name, " (", dtype_name(a.scalar_type()), ") and ",
+        b_name, " (", dtype_name(b.scalar_type()), ") should have the same dtype");
   check_same_device(op, a_name, a, b_name, b);
 }
 
 void check_size(const char* op, const char* name, const Tensor& t, const Ints& want) {
   const auto got = t.sizes();
-  check(Ints(got.begin(), got.end()) == want, op, ": ", name, " of size ", shape_text(t), " must be ", shape_text(want));
+  check(Ints(got.begin(), got.end()) == want, op, ": ", name, " of size ", shape_text(t), " must be ",
+        shape_text(want));
 }
 
 Ints sizes_of(const Tensor& t) {
@@ -80,14 +84,17 @@ Ints sizes_of(const Tensor& t) {
   return Ints(s.begin(), s.end());
 }
 
-Ints kernel_of(const Ints& weight) { return weight.size() > 2 ? Ints(weight.begin() + 2, weight.end()) : Ints{}; }
+Ints kernel_of(const Ints& weight) {
+  return weight.size() > 2 ? Ints(weight.begin() + 2, weight.end()) : Ints{};
+}
 
 Weight weight_view(const Tensor& t) {
   const View5 v = lift(t);
   return {v.data, v.stride_n, v.stride_c, v.stride};
 }
 
-Params make_params(Pass pass, const Args& a, DType dtype, const Tensor& input, const Tensor& weight, const Tensor& output) {
+Params make_params(Pass pass, const Args& a, DType dtype, const Tensor& input, const Tensor& weight,
+                   const Tensor& output) {
   Params p{};
   p.pass = pass;
   p.dtype = dtype;
@@ -102,12 +109,13 @@ Params make_params(Pass pass, const Args& a, DType dtype, const Tensor& input, c
 void run(const char* op, const Params& p) { choose(op, kernels(p.pass), p).run(p); }
 
 Layout pick(const Tensor& a, const Tensor& b) {
-  const bool last = suggested_layout(a) == Layout::channels_last || suggested_layout(b) == Layout::channels_last;
+  const bool last =
+      suggested_layout(a) == Layout::channels_last || suggested_layout(b) == Layout::channels_last;
   return last ? Layout::channels_last : Layout::contiguous;
 }
 
-Tensor forward(const Tensor& input, const Tensor& weight, OptTensor bias, Ints stride, Ints padding, Ints dilation,
-               std::int64_t groups) {
+Tensor forward(const Tensor& input, const Tensor& weight, OptTensor bias, Ints stride, Ints padding,
+               Ints dilation, std::int64_t groups) {
   const char* op = "conv_forward";
   const Ints weight_size = sizes_of(weight);
   const Args a = check_args(op, weight.dim(), kernel_of(weight_size), stride, padding, dilation, groups);
@@ -141,8 +149,9 @@ Tensor by_input(const Tensor& grad_output, const Tensor& weight, Ints input_size
   return input;
 }
 
-std::tuple<Tensor, Tensor> by_weight(const Tensor& grad_output, const Tensor& input, Ints weight_size, Ints stride,
-                                     Ints padding, Ints dilation, std::int64_t groups, bool with_bias) {
+std::tuple<Tensor, Tensor> by_weight(const Tensor& grad_output, const Tensor& input, Ints weight_size,
+                                     Ints stride, Ints padding, Ints dilation, std::int64_t groups,
+                                     bool with_bias) {
   const char* op = "conv_by_weight";
   const auto dim = static_cast<std::int64_t>(weight_size.size());
   const Args a = check_args(op, dim, kernel_of(weight_size), stride, padding, dilation, groups);
@@ -162,13 +171,15 @@ std::tuple<Tensor, Tensor> by_weight(const Tensor& grad_output, const Tensor& in
 
 STABLE_TORCH_LIBRARY_FRAGMENT(convnorm, m) {
   m.def(
-      "conv_forward(Tensor input, Tensor weight, Tensor? bias, int[] stride, SymInt[] padding, int[] dilation, "
+      "conv_forward(Tensor input, Tensor weight, Tensor? bias, int[] stride, SymInt[] padding, int[] "
+      "dilation, "
       "int groups) -> Tensor");
   m.def(
       "conv_by_input(Tensor grad_output, Tensor weight, SymInt[] input_size, int[] stride, SymInt[] padding, "
       "int[] dilation, int groups) -> Tensor");
   m.def(
-      "conv_by_weight(Tensor grad_output, Tensor input, SymInt[] weight_size, int[] stride, SymInt[] padding, "
+      "conv_by_weight(Tensor grad_output, Tensor input, SymInt[] weight_size, int[] stride, SymInt[] "
+      "padding, "
       "int[] dilation, int groups, bool with_bias) -> (Tensor, Tensor)");
 }
 

@@ -10,8 +10,8 @@ std::int64_t floor_mod(std::int64_t a, std::int64_t b) { return ((a % b) + b) % 
 
 std::int64_t offset_elements(DType t, std::int64_t elements) { return elements * bytes(t); }
 
-// A plane whose rows follow each other without a gap, in source and destination, and that is read one to one, is a
-// single long row: 1x1 convolutions lose their row ends.
+// A plane whose rows follow each other without a gap, in source and destination, and that is read one to one,
+// is a single long row: 1x1 convolutions lose their row ends.
 void merge_rows(Dense& d) {
   Axis& row = d.axis[kSpatial - 1];
   const auto one_to_one = [](const Axis& a) {
@@ -54,15 +54,17 @@ Dense forward_problem(const Params& p) {
   d.weight_group = d.out_c * p.weight.stride_k;
   d.bias = p.bias;
   for (int s = 0; s < kSpatial; ++s)
-    d.axis[s] = {p.output.size[s],     p.output.stride[s], p.input.size[s],  p.input.stride[s],  p.window.stride[s],
-                 p.window.kernel[s], -p.window.pad[s],   p.window.dil[s], p.weight.stride[s]};
+    d.axis[s] = {p.output.size[s],  p.output.stride[s], p.input.size[s],
+                 p.input.stride[s], p.window.stride[s], p.window.kernel[s],
+                 -p.window.pad[s],  p.window.dil[s],    p.weight.stride[s]};
   merge_rows(d);
   return d;
 }
 
-// Input position i = a + stride*j (residue a) receives tap r where (a + pad - r*dil) is divisible by the stride. With
-// g = gcd(stride, dil) those r are r0, r0 + stride/g, ...; the output it comes from is j + (a + pad - r*dil)/stride. So
-// each residue is a dense, stride-1 problem over grad_output. A residue without taps has taps == 0: zeros are written.
+// Input position i = a + stride*j (residue a) receives tap r where (a + pad - r*dil) is divisible by the
+// stride. With g = gcd(stride, dil) those r are r0, r0 + stride/g, ...; the output it comes from is j + (a +
+// pad - r*dil)/stride. So each residue is a dense, stride-1 problem over grad_output. A residue without taps
+// has taps == 0: zeros are written.
 std::vector<Dense> by_input_problems(const Params& p) {
   std::array<std::vector<Axis>, kSpatial> axes;
   std::array<std::vector<std::int64_t>, kSpatial> first;         // residue a

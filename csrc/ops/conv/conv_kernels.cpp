@@ -9,16 +9,21 @@ namespace {
 template <const Igemm* kIgemm>
 void run_igemm(const Params& p) {
   switch (p.pass) {
-    case Pass::forward: kIgemm->gemm(forward_problem(p)); break;
+    case Pass::forward:
+      kIgemm->gemm(forward_problem(p));
+      break;
     case Pass::by_input:
       for (const Dense& d : by_input_problems(p)) kIgemm->gemm(d);
       break;
-    case Pass::by_weight: kIgemm->by_weight(forward_problem(p)); break;
+    case Pass::by_weight:
+      kIgemm->by_weight(forward_problem(p));
+      break;
   }
 }
 
 constexpr const char* kAbout = "patches packed per block, register-tiled FMA; the im2col matrix never exists";
-constexpr const char* kReference = "patches as a matrix in memory, plain loops, double sums: the readable reference";
+constexpr const char* kReference =
+    "patches as a matrix in memory, plain loops, double sums: the readable reference";
 
 template <void (*kReferenceRun)(const Params&)>
 constexpr Kernel kList[] = {
@@ -34,9 +39,12 @@ constexpr Kernel kList[] = {
 
 std::span<const Kernel> kernels(Pass pass) {
   switch (pass) {
-    case Pass::by_input: return kList<im2col_by_input>;
-    case Pass::by_weight: return kList<im2col_by_weight>;
-    default: return kList<im2col_forward>;
+    case Pass::by_input:
+      return kList<im2col_by_input>;
+    case Pass::by_weight:
+      return kList<im2col_by_weight>;
+    default:
+      return kList<im2col_forward>;
   }
 }
 

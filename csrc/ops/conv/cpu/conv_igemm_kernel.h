@@ -1,19 +1,22 @@
 // Implicit GEMM, forward and by input (a Dense problem, see conv.h).
 //
-// Two orientations of one loop nest; the side that is contiguous in the destination is the vector side of the tile:
+// Two orientations of one loop nest; the side that is contiguous in the destination is the vector side of the
+// tile:
 //
-//   pixels across (NCHW):    tile rows = output channels (weights, interleaved), columns = pixels   (P[k][pixel])
-//   channels across (NHWC):  tile rows = pixels (P[pixel][k], or the image in place through a table of pointers),
+//   pixels across (NCHW):    tile rows = output channels (weights, interleaved), columns = pixels
+//   (P[k][pixel]) channels across (NHWC):  tile rows = pixels (P[pixel][k], or the image in place through a
+//   table of pointers),
 //                            columns = output channels (weights)
 //
 //   pack all weights into panels                                   shared scratch, once per call
 //   for task = (group, channel block, pixel block):                in parallel, by shape alone
 //     for block of the sum (<= 320 deep):
-//       for panel of columns (its 320 x 16 values stay in L1):     pixels across: packed here, weights stream from L2
+//       for panel of columns (its 320 x 16 values stay in L1):     pixels across: packed here, weights stream
+//       from L2
 //         for panel of rows:  run_tile, adding to what the destination holds from the blocks before
 //
-// Tiles whose destination cannot be written as whole vectors (16-bit storage, ends of images, strided gradients) live in
-// a buffer of the compute type until the last block and are written from there.
+// Tiles whose destination cannot be written as whole vectors (16-bit storage, ends of images, strided
+// gradients) live in a buffer of the compute type until the last block and are written from there.
 #pragma once
 
 namespace convnorm::conv {
@@ -29,14 +32,15 @@ struct Plan {
   bool at_once;    // the patches of all pixels of a task are packed before its first tile
   Cut cut;
   std::int64_t pixels, pixel_blocks, channel_blocks;
-  std::int64_t panel;    // output channels per weight panel
-  std::int64_t panels;   // of a group
-  std::int64_t weights;  // packed elements of a group
+  std::int64_t panel;               // output channels per weight panel
+  std::int64_t panels;              // of a group
+  std::int64_t weights;             // packed elements of a group
   std::int64_t groups, group_span;  // in all; of one task
   std::int64_t group_blocks() const { return ceil_div(groups, group_span); }
   std::int64_t tasks() const { return group_blocks() * channel_blocks * pixel_blocks; }
 
-  // Channels of panel i. Interleaved panels are balanced (20 = 5+5+5+5, not 6+6+6+2): narrow tiles run slower.
+  // Channels of panel i. Interleaved panels are balanced (20 = 5+5+5+5, not 6+6+6+2): narrow tiles run
+  // slower.
   std::int64_t first_channel(std::int64_t i, std::int64_t channels) const {
     return channel_rows ? imin(channels, i * panel) : i * (channels / panels) + imin(i, channels % panels);
   }
@@ -46,11 +50,12 @@ struct Plan {
   }
 };
 
-inline constexpr std::int64_t kPixelBlock = 208;    // pixels of a task; channels across: 208 x 320 floats, half of L2
+inline constexpr std::int64_t kPixelBlock =
+    208;  // pixels of a task; channels across: 208 x 320 floats, half of L2
 inline constexpr std::int64_t kLeastChannels = 64;  // a channel block packs the patches again: not below this
 inline constexpr std::int64_t kLeastIndirect = 8;   // shorter runs of channels are packed
 
-inline constexpr std::int64_t kGroupSpan = 8;       // groups that share one table of pointers
+inline constexpr std::int64_t kGroupSpan = 8;  // groups that share one table of pointers
 
 // A 1x1, stride-1 problem reads its source as it lies.
 template <class C>
@@ -77,7 +82,8 @@ Plan<C> make_plan(const Dense& d, bool same_type) {
   p.panel = p.channel_rows ? kCols<C> : kRows;
   p.panels = ceil_div(d.out_c, p.panel);
   p.weights = p.panels * p.panel * tap_count(d) * d.red_c;
-  p.indirect = p.channel_rows && p.same_type && d.src_c == 1 && d.red_c / p.cut.channel_blocks >= kLeastIndirect;
+  p.indirect =
+      p.channel_rows && p.same_type && d.src_c == 1 && d.red_c / p.cut.channel_blocks >= kLeastIndirect;
   p.in_place = !p.channel_rows && p.same_type && readable_in_place<C>(d, p.cut);
   p.at_once = !p.channel_rows && !p.in_place && pack_at_once(d, p.cut);
   p.group_span = p.indirect ? imin(p.groups, kGroupSpan) : 1;
@@ -124,7 +130,8 @@ std::int64_t odd_lines(std::int64_t n) {
   return (ceil_div(round_up_line<C>(n), line) | 1) * line;
 }
 
-// Writes a buffered tile: row m, column n goes to rows[m] + columns[n], or to consecutive columns if that is null.
+// Writes a buffered tile: row m, column n goes to rows[m] + columns[n], or to consecutive columns if that is
+// null.
 template <class C, class D>
 void flush(const C* tile, D* const* rows, std::int64_t row_count, const std::int64_t* columns,
            std::int64_t column_count) {
@@ -137,8 +144,8 @@ void flush(const C* tile, D* const* rows, std::int64_t row_count, const std::int
   }
 }
 
-// The tiles of one panel of columns in one block: straight into the destination where its columns are whole vectors of
-// the compute type, else by the buffer.
+// The tiles of one panel of columns in one block: straight into the destination where its columns are whole
+// vectors of the compute type, else by the buffer.
 template <class C, class D, Form kForm>
 struct Column {
   Tile<C> tile;
@@ -151,6 +158,7 @@ struct Column {
       : columns(offsets), column_count(count), vectors(ceil_div(count, kLanes<C>)), last(is_last) {
     direct = std::is_same_v<C, D> && !columns && count == vectors * kLanes<C>;
     tile.depth = b.depth();
+    tile.piece = piece_length(kForm == Form::indirect ? b.c1 - b.c0 : b.depth());
     tile.start = first ? Start::zero : Start::add_to_c;
   }
   void run(std::int64_t row_count, C* buffer) {
@@ -162,7 +170,8 @@ struct Column {
 };
 
 // Where the pixels of a panel lie from its first one; null when they follow each other in the destination.
-inline const std::int64_t* column_offsets(const std::int64_t* offsets, std::int64_t count, std::int64_t* relative) {
+inline const std::int64_t* column_offsets(const std::int64_t* offsets, std::int64_t count,
+                                          std::int64_t* relative) {
   if (offsets[count - 1] - offsets[0] == count - 1) return nullptr;  // strides are positive: no gaps
   for (std::int64_t i = 0; i < count; ++i) relative[i] = offsets[i] - offsets[0];
   return relative;
@@ -191,8 +200,8 @@ void bring_panel(const Task<C>& t, const Block& b, std::int64_t x, Tile<C>& tile
     prefetch_panel<D>(d, t.group, b, segments, panel_segments(t, x + kCols<C>, segments));
 }
 
-// Rows of pixels read in place: all panels of a task under one panel of weights, so that the few rows of the destination
-// being written stay in the TLB; the source block is read from L2.
+// Rows of pixels read in place: all panels of a task under one panel of weights, so that the few rows of the
+// destination being written stay in the TLB; the source block is read from L2.
 template <class C>
 void pixels_in_place(const Task<C>& t, const Block& b, const C* weights, bool first, bool last) {
   const Dense& d = *t.d;
@@ -205,9 +214,11 @@ void pixels_in_place(const Task<C>& t, const Block& b, const C* weights, bool fi
       Column<C, C, Form::interleaved> column(b, kCols<C>, nullptr, first, last);
       if (first && bias) column.tile.start = Start::row_bias;
       const std::int64_t image = (t.pixel0 + x) / d.axis[2].out, w = (t.pixel0 + x) % d.axis[2].out;
-      column.tile.b = static_cast<const C*>(d.src) + (t.group * d.red_c + b.c0) * d.src_c + image * d.src_n + w;
+      column.tile.b =
+          static_cast<const C*>(d.src) + (t.group * d.red_c + b.c0) * d.src_c + image * d.src_n + w;
       column.tile.ldb = d.src_c;
-      for (std::int64_t m = 0; m < k1 - k0; ++m) column.rows[m] = dst + (k0 + m) * d.dst_c + t.work.offsets[x];
+      for (std::int64_t m = 0; m < k1 - k0; ++m)
+        column.rows[m] = dst + (k0 + m) * d.dst_c + t.work.offsets[x];
       column.tile.a = weights + i * kRows * b.depth();
       if (bias) column.tile.bias = bias + t.group * d.out_c + k0;
       column.run(k1 - k0, buffer);
@@ -224,13 +235,15 @@ void pixels_across(const Task<C>& t, const Block& b, const C* weights, bool firs
   C* buffer = t.work.tiles;
   for (std::int64_t x = 0; x < t.pixels; x += kCols<C>) {
     const std::int64_t count = imin(kCols<C>, t.pixels - x);
-    Column<C, D, Form::interleaved> column(b, count, column_offsets(t.work.offsets + x, count, relative), first, last);
+    Column<C, D, Form::interleaved> column(b, count, column_offsets(t.work.offsets + x, count, relative),
+                                           first, last);
     if (first && bias) column.tile.start = Start::row_bias;
     bring_panel<C, D>(t, b, x, column.tile);
     std::int64_t k0 = t.plan->first_channel(t.panel0, d.out_c);
     for (std::int64_t i = t.panel0; i < t.panel1; ++i, buffer += kRows * kCols<C>) {
       const std::int64_t k1 = t.plan->first_channel(i + 1, d.out_c);
-      for (std::int64_t m = 0; m < k1 - k0; ++m) column.rows[m] = dst + (k0 + m) * d.dst_c + t.work.offsets[x];
+      for (std::int64_t m = 0; m < k1 - k0; ++m)
+        column.rows[m] = dst + (k0 + m) * d.dst_c + t.work.offsets[x];
       column.tile.a = weights + i * kRows * b.depth();
       if (bias) column.tile.bias = bias + t.group * d.out_c + k0;
       column.run(k1 - k0, buffer);
@@ -290,7 +303,8 @@ void run_task(Task<C>& t) {
     const Block b = plan.cut.block(i);
     if constexpr (std::is_same_v<C, D>)
       if (plan.indirect)
-        point_channel_rows<C>(d, t.group0, b, t.work.segments, t.work.segment_count, t.work.zeros, t.work.table);
+        point_channel_rows<C>(d, t.group0, b, t.work.segments, t.work.segment_count, t.work.zeros,
+                              t.work.table);
     for (t.group = t.group0; t.group < t.group1; ++t.group)
       run_group<C, D>(t, b, t.weights + t.group * plan.weights + b.start * plan.panels * plan.panel, i == 0,
                       i + 1 == blocks);
@@ -310,15 +324,19 @@ Workspace<C> make_workspace(const Plan<C>& plan, std::int64_t pixels, std::int64
   const std::int64_t max_taps = ceil_div(plan.cut.taps, plan.cut.tap_blocks);
   const std::int64_t run = plan.indirect ? plan.group_span * plan.cut.channels : 0;
   const std::int64_t row = plan.at_once ? odd_lines<C>(pixels + kSlack<C>) : kCols<C>;
-  const std::int64_t patches = plan.indirect ? rows * max_taps * sizeof(const C*)
-                               : plan.channel_rows ? rows * (depth + kSlack<C>) * sizeof(C)
+  const std::int64_t patches = plan.indirect       ? rows * max_taps * sizeof(const C*)
+                               : plan.channel_rows ? rows * (depth + kSlack<C>)*sizeof(C)
                                                    : (depth * row + kSlack<C>)*sizeof(C);
   const std::int64_t tiles = plan.group_span * tile_elements(plan, pixels) * sizeof(C);
-  std::int64_t at[7] = {0};  // patches or table, zeros, tiles, offsets, segments, runs, end; each on its own cache line
-  const std::int64_t size[6] = {patches, std::int64_t(run * sizeof(C)), tiles,
-                                std::int64_t((pixels + kCols<C>) * sizeof(std::int64_t)),
-                                std::int64_t((pixels + 1) * sizeof(Segment)),
-                                std::int64_t(plan.channel_rows ? 0 : 3 * max_taps * kMaxSegments * sizeof(Run))};
+  std::int64_t at[7] = {
+      0};  // patches or table, zeros, tiles, offsets, segments, runs, end; each on its own cache line
+  const std::int64_t size[6] = {
+      patches,
+      std::int64_t(run * sizeof(C)),
+      tiles,
+      std::int64_t((pixels + kCols<C>)*sizeof(std::int64_t)),
+      std::int64_t((pixels + 1) * sizeof(Segment)),
+      std::int64_t(plan.channel_rows ? 0 : 3 * max_taps * kMaxSegments * sizeof(Run))};
   for (int i = 0; i < 6; ++i) at[i + 1] = at[i] + ceil_div(size[i], 64) * 64;
   char* memory = static_cast<char*>(scratch_bytes(Slot::local, at[6]));
   Workspace<C> w{};
@@ -333,7 +351,8 @@ Workspace<C> make_workspace(const Plan<C>& plan, std::int64_t pixels, std::int64
   return w;
 }
 
-// Weights of all groups, block after block, panel after panel; then the bias in the compute type, padded per group.
+// Weights of all groups, block after block, panel after panel; then the bias in the compute type, padded per
+// group.
 template <class C, class D>
 const C* pack_weights(const Dense& d, const Plan<C>& plan, C* out) {
   const std::int64_t blocks = plan.cut.count();
@@ -342,8 +361,8 @@ const C* pack_weights(const Dense& d, const Plan<C>& plan, C* out) {
       const std::int64_t panel = i % plan.panels, group = i / plan.panels / blocks;
       const Block b = plan.cut.block(i / plan.panels % blocks);
       const std::int64_t k0 = plan.first_channel(panel, d.out_c);
-      const std::int64_t lanes = plan.channel_rows ? imin(plan.panel, d.out_c - k0)
-                                                   : plan.first_channel(panel + 1, d.out_c) - k0;
+      const std::int64_t lanes =
+          plan.channel_rows ? imin(plan.panel, d.out_c - k0) : plan.first_channel(panel + 1, d.out_c) - k0;
       C* to = out + group * plan.weights + (b.start * plan.panels + panel * b.depth()) * plan.panel;
       pack_weight_panel<D, C>(d, group, b, plan.channel_rows, k0, lanes, plan.panel, to);
     }

@@ -1,7 +1,7 @@
-// Packing for the implicit GEMM: patches of one block of output pixels, and weights.
+// Packing for the implicit GEMM: how the sum is cut, and the patches of one block of output pixels.
 //
-// The matrix of patches (im2col) exists only for one block at a time, in one of two forms, so that the copies run
-// along memory in both layouts:
+// The matrix of patches (im2col) exists only for one block at a time, in one of two forms, so that the copies
+// run along memory in both layouts:
 //   rows of pixels    P[k][pixel]   source with unit distance along w (NCHW)     k = (channel, tap)
 //   rows of channels  P[pixel][k]   source with unit distance along c (NHWC)     k = (tap, channel)
 // Stride, dilation, padding, groups and 16-bit storage are dealt with here and nowhere else.
@@ -12,14 +12,15 @@
 namespace convnorm::conv {
 namespace {
 
-// A piece of the sum: all pairs of taps [tap0, tap1) and channels [c0, c1). `start` is its first row in the whole sum.
+// A piece of the sum: all pairs of taps [tap0, tap1) and channels [c0, c1). `start` is its first row in the
+// whole sum.
 struct Block {
   std::int64_t tap0, tap1, c0, c1, start;
   std::int64_t depth() const { return (tap1 - tap0) * (c1 - c0); }
 };
 
-// How the sum over (tap, channel) is cut into blocks of at most about kMaxDepth, so that the panels of a and b that a
-// tile reads stay in L1 (32 KB: 320 * (16 + 6) * 4 bytes).
+// How the sum over (tap, channel) is cut into blocks of at most about kMaxDepth, so that the panels of a and
+// b that a tile reads stay in L1 (32 KB: 320 * (16 + 6) * 4 bytes).
 inline constexpr std::int64_t kMaxDepth = 320;
 
 struct Cut {
@@ -36,8 +37,8 @@ struct Cut {
 
 inline std::int64_t tap_count(const Dense& d) { return d.axis[0].taps * d.axis[1].taps * d.axis[2].taps; }
 
-// Rows of channels want few, long runs (all channels of some taps); rows of pixels want all taps of some channels, whose
-// source rows stay in L1.
+// Rows of channels want few, long runs (all channels of some taps); rows of pixels want all taps of some
+// channels, whose source rows stay in L1.
 inline Cut make_cut(const Dense& d, bool channel_rows) {
   Cut cut{tap_count(d), d.red_c, 1, 1};
   const std::int64_t inner = channel_rows ? cut.channels : cut.taps;
@@ -63,7 +64,8 @@ inline Tap tap_at(const Dense& d, std::int64_t t) {
   return {t / (w * h), t / w % h, t % w};
 }
 
-// A stretch of consecutive output pixels in one output row: len pixels from (n, d, h, w), at place `at` in the block.
+// A stretch of consecutive output pixels in one output row: len pixels from (n, d, h, w), at place `at` in
+// the block.
 struct Segment {
   std::int64_t n, d, h, w, len, at;
 };
@@ -82,7 +84,8 @@ inline std::int64_t make_segments(const Dense& p, std::int64_t begin, std::int64
 }
 
 // Offset of each pixel of the segments in the destination, in elements.
-inline void destination_offsets(const Dense& p, const Segment* segments, std::int64_t count, std::int64_t* out) {
+inline void destination_offsets(const Dense& p, const Segment* segments, std::int64_t count,
+                                std::int64_t* out) {
   for (std::int64_t s = 0; s < count; ++s) {
     const Segment& g = segments[s];
     const std::int64_t base =
@@ -91,7 +94,8 @@ inline void destination_offsets(const Dense& p, const Segment* segments, std::in
   }
 }
 
-// --- copies ---------------------------------------------------------------------------------------------------
+// --- copies
+// ---------------------------------------------------------------------------------------------------
 
 template <class C>
 inline void zero(C* dst, std::int64_t n) {
@@ -110,7 +114,8 @@ inline void copy_run(C* dst, const S* src, std::int64_t n) {
   }
   std::int64_t i = 0;
   for (; i + L <= n; i += L) store(dst + i, load(src + i));
-  if (i < n) store(dst + n - L, load(src + n - L));  // overlaps what was written: cheaper than single elements
+  if (i < n)
+    store(dst + n - L, load(src + n - L));  // overlaps what was written: cheaper than single elements
 }
 
 // Every other element: two loads, the even lanes of both.
@@ -126,18 +131,21 @@ inline void copy_strided(C* dst, const S* src, std::int64_t stride, std::int64_t
   constexpr int L = kLanes<C>;
   if (stride == 1) return copy_run(dst, src, n);
   std::int64_t i = 0;
-  if (stride == 2)  // the last load ends at element 2*i + 2*L - 1, which must exist: 2*(n-1) is the last sure one
+  if (stride ==
+      2)  // the last load ends at element 2*i + 2*L - 1, which must exist: 2*(n-1) is the last sure one
     for (; 2 * (i + L) <= 2 * n - 1; i += L)
       store(dst + i, even_lanes<C>(load(src + 2 * i), load(src + 2 * i + L)));
   for (; i < n; ++i) dst[i] = load1(src + i * stride);
 }
 
-// --- rows of pixels: P[k][pixel], row length ldp ------------------------------------------------------------------
+// --- rows of pixels: P[k][pixel], row length ldp
+// ------------------------------------------------------------------
 //
-// Packed a panel of kCols pixels at a time (which stays in L1), or, where the sum is short, all pixels of a task. What is copied where is the same for every channel, so it is worked
-// out once per panel, as a list of runs, and carried out per channel. Stores are whole vectors that may run past the end
-// of their run: what they spill into is written later (rows in order, panels from left to right, slack after the last).
-// Only loads must not pass the end of the source.
+// Packed a panel of kCols pixels at a time (which stays in L1), or, where the sum is short, all pixels of a
+// task. What is copied where is the same for every channel, so it is worked out once per panel, as a list of
+// runs, and carried out per channel. Stores are whole vectors that may run past the end of their run: what
+// they spill into is written later (rows in order, panels from left to right, slack after the last). Only
+// loads must not pass the end of the source.
 
 struct Run {
   std::int64_t src;  // from the start of the channel
@@ -153,9 +161,10 @@ const S* source_end(const Dense& p) {
   return static_cast<const S*>(p.src) + last + 1;
 }
 
-// Runs of one segment under one tap: zeros, source, zeros, as the window enters and leaves the image. `row` is the source
-// row's offset, or negative where the whole row is outside.
-inline Run* add_runs(const Axis& w, const Segment& g, std::int64_t row, std::int64_t first, std::int32_t dst, Run* out) {
+// Runs of one segment under one tap: zeros, source, zeros, as the window enters and leaves the image. `row`
+// is the source row's offset, or negative where the whole row is outside.
+inline Run* add_runs(const Axis& w, const Segment& g, std::int64_t row, std::int64_t first, std::int32_t dst,
+                     Run* out) {
   std::int64_t lo = 0, hi = g.len;
   if (row < 0 || first >= w.source) {
     *out++ = {0, dst, static_cast<std::int32_t>(-g.len)};
@@ -177,8 +186,8 @@ inline Run* add_runs(const Axis& w, const Segment& g, std::int64_t row, std::int
 // The list for at most kMaxSegments segments and all taps of a block. At most 3 runs per segment and tap.
 inline constexpr std::int64_t kMaxSegments = 32;
 
-inline std::int64_t list_runs(const Dense& p, const Block& b, const Segment* segments, std::int64_t count, std::int64_t ldp,
-                       Run* runs) {
+inline std::int64_t list_runs(const Dense& p, const Block& b, const Segment* segments, std::int64_t count,
+                              std::int64_t ldp, Run* runs) {
   const Axis &ad = p.axis[0], &ah = p.axis[1], &aw = p.axis[2];
   Run* out = runs;
   Tap tap = tap_at(p, b.tap0);
@@ -230,8 +239,8 @@ inline void copy_run_loosely(C* dst, const S* src, std::int64_t stride, std::int
 
 // Carries the list out for channels [c0, c1).
 template <class S, class C>
-void pack_pixel_panel(const Dense& p, std::int64_t group, const Block& b, const Run* runs, std::int64_t count, C* dst,
-                      std::int64_t ldp) {
+void pack_pixel_panel(const Dense& p, std::int64_t group, const Block& b, const Run* runs, std::int64_t count,
+                      C* dst, std::int64_t ldp) {
   constexpr int L = kLanes<C>;
   const S* channel = static_cast<const S*>(p.src) + (group * p.red_c + b.c0) * p.src_c;
   const S* end = source_end<S>(p);
@@ -246,25 +255,29 @@ void pack_pixel_panel(const Dense& p, std::int64_t group, const Block& b, const 
     }
 }
 
-// Asks for the lines of a later panel while the current one is computed: worth it where each element is read once.
+// Asks for the lines of a later panel while the current one is computed: worth it where each element is read
+// once.
 template <class S>
-void prefetch_panel(const Dense& p, std::int64_t group, const Block& b, const Segment* segments, std::int64_t count) {
+void prefetch_panel(const Dense& p, std::int64_t group, const Block& b, const Segment* segments,
+                    std::int64_t count) {
   const S* channel = static_cast<const S*>(p.src) + (group * p.red_c + b.c0) * p.src_c;
   for (std::int64_t s = 0; s < count; ++s) {
     const Segment& g = segments[s];
     const S* at = channel + g.n * p.src_n + g.d * p.axis[0].step * p.axis[0].source_stride +
-                  g.h * p.axis[1].step * p.axis[1].source_stride + g.w * p.axis[2].step * p.axis[2].source_stride;
+                  g.h * p.axis[1].step * p.axis[1].source_stride +
+                  g.w * p.axis[2].step * p.axis[2].source_stride;
     for (std::int64_t c = b.c0; c < b.c1; ++c, at += p.src_c) __builtin_prefetch(at);
   }
 }
 
-// --- rows of channels: P[pixel][k], row length ldk ----------------------------------------------------------------
+// --- rows of channels: P[pixel][k], row length ldk
+// ----------------------------------------------------------------
 
-// Taps tap0..tap1 of one window row for one pixel. Where neighbouring taps and channels follow each other in memory
-// (dilation 1, one group), all of them are one run.
+// Taps tap0..tap1 of one window row for one pixel. Where neighbouring taps and channels follow each other in
+// memory (dilation 1, one group), all of them are one run.
 template <class S, class C>
-inline void pack_channel_taps(const Dense& p, const S* row, std::int64_t w, std::int64_t tap0, std::int64_t tap1,
-                              std::int64_t channels, bool joined, C* dst) {
+inline void pack_channel_taps(const Dense& p, const S* row, std::int64_t w, std::int64_t tap0,
+                              std::int64_t tap1, std::int64_t channels, bool joined, C* dst) {
   const Axis& a = p.axis[2];
   const std::int64_t first = w * a.step + a.offset;
   if (joined) {
@@ -283,12 +296,13 @@ inline void pack_channel_taps(const Dense& p, const S* row, std::int64_t w, std:
   }
 }
 
-// The pixels of a segment whose window row lies inside the image, from the left: one run of `length` elements each, copied
-// as whole vectors into rows that have a vector of slack. Pixels at the left edge are done the slow way on the way.
-// Returns how many pixels were done.
+// The pixels of a segment whose window row lies inside the image, from the left: one run of `length` elements
+// each, copied as whole vectors into rows that have a vector of slack. Pixels at the left edge are done the
+// slow way on the way. Returns how many pixels were done.
 template <class S, class C>
-std::int64_t pack_joined_pixels(const Axis& a, const Segment& g, const S* row, const S* end, std::int64_t tap0,
-                                std::int64_t length, std::int64_t channels, C* out, std::int64_t ldk) {
+std::int64_t pack_joined_pixels(const Axis& a, const Segment& g, const S* row, const S* end,
+                                std::int64_t tap0, std::int64_t length, std::int64_t channels, C* out,
+                                std::int64_t ldk) {
   constexpr int L = kLanes<C>;
   const std::int64_t taps = length / channels, vectors = ceil_div(length, L);
   std::int64_t i = 0;
@@ -306,8 +320,8 @@ std::int64_t pack_joined_pixels(const Axis& a, const Segment& g, const S* row, c
 }
 
 template <class S, class C>
-void pack_channel_rows(const Dense& p, std::int64_t group, const Block& b, const Segment* segments, std::int64_t count,
-                       C* dst, std::int64_t ldk) {
+void pack_channel_rows(const Dense& p, std::int64_t group, const Block& b, const Segment* segments,
+                       std::int64_t count, C* dst, std::int64_t ldk) {
   const Axis &ad = p.axis[0], &ah = p.axis[1], &aw = p.axis[2];
   const S* src = static_cast<const S*>(p.src) + (group * p.red_c + b.c0) * p.src_c;
   const std::int64_t channels = b.c1 - b.c0;
@@ -324,7 +338,8 @@ void pack_channel_rows(const Dense& p, std::int64_t group, const Block& b, const
       C* out = dst + g.at * ldk + (t - b.tap0) * channels;
       std::int64_t i = 0;
       if (inside && joined) {
-        i = pack_joined_pixels(aw, g, row, source_end<S>(p), tap.w, (w_end - tap.w) * channels, channels, out, ldk);
+        i = pack_joined_pixels(aw, g, row, source_end<S>(p), tap.w, (w_end - tap.w) * channels, channels, out,
+                               ldk);
         out += i * ldk;
       }
       for (; i < g.len; ++i, out += ldk) {
@@ -339,11 +354,12 @@ void pack_channel_rows(const Dense& p, std::int64_t group, const Block& b, const
 }
 
 // The same as a table of pointers instead of a copy, for source channels at distance 1 in the compute type:
-// table[panel][tap][kRows] points to channel c0 of each pixel of a row panel; padding points to `zeros`, and a tap that is
-// padding for the whole panel is null in its first row, so that the tile skips it (a third of a dilated window at an edge).
+// table[panel][tap][kRows] points to channel c0 of each pixel of a row panel; padding points to `zeros`, and
+// a tap that is padding for the whole panel is null in its first row, so that the tile skips it (a third of a
+// dilated window at an edge).
 template <class C>
-void point_channel_rows(const Dense& p, std::int64_t group, const Block& b, const Segment* segments, std::int64_t count,
-                        const C* zeros, const C** table) {
+void point_channel_rows(const Dense& p, std::int64_t group, const Block& b, const Segment* segments,
+                        std::int64_t count, const C* zeros, const C** table) {
   const Axis &ad = p.axis[0], &ah = p.axis[1], &aw = p.axis[2];
   const C* src = static_cast<const C*>(p.src) + group * p.red_c + b.c0;
   const std::int64_t taps = b.tap1 - b.tap0;
@@ -369,73 +385,6 @@ void point_channel_rows(const Dense& p, std::int64_t group, const Block& b, cons
     bool padding = true;
     for (int m = 0; m < kRows; ++m) padding = padding && table[i * kRows + m] == zeros;
     if (padding) table[i * kRows] = nullptr;
-  }
-}
-
-// --- weights ----------------------------------------------------------------------------------------------------
-
-// n x lanes elements from rows src + o * row_stride to dst[i * step + o]: squares are turned in registers. A square's
-// stores may reach past `lanes` into the next step; those are written afterwards (hence the last lanes first, and the
-// last step by the plain loop).
-template <class S, class C>
-void transpose_lanes(const S* src, std::int64_t row_stride, std::int64_t lanes, std::int64_t n, C* dst,
-                     std::int64_t step) {
-  constexpr int L = kLanes<C>;
-  std::int64_t i = 0;
-  for (; i + L < n; i += L)
-    for (std::int64_t o = (lanes - 1) / L * L; o >= 0; o -= L) {
-      vec<C> square[L];
-      for (std::int64_t r = 0; r < L; ++r) square[r] = o + r < lanes ? load(src + (o + r) * row_stride + i) : vec<C>{};
-      transpose<C>(square);
-      for (int r = 0; r < L; ++r) store(dst + (i + r) * step + o, square[r]);
-    }
-  for (; i < n; ++i)
-    for (std::int64_t o = 0; o < lanes; ++o) dst[i * step + o] = load1(src + o * row_stride + i);
-}
-
-// One filter tap (or, where taps follow channels without a gap, all of them): n steps of the sum for `lanes` filters.
-template <class S, class C>
-void pack_weight_run(const S* src, std::int64_t out_stride, std::int64_t stride, std::int64_t lanes, std::int64_t n,
-                     std::int64_t width, C* dst, std::int64_t step) {
-  if (stride == 1 && step == width)
-    return transpose_lanes(src, out_stride, lanes, n, dst, step);
-  for (std::int64_t i = 0; i < n; ++i) {
-    if (out_stride == 1)
-      copy_run(dst + i * step, src + i * stride, lanes);
-    else
-      for (std::int64_t o = 0; o < lanes; ++o) dst[i * step + o] = load1(src + i * stride + o * out_stride);
-  }
-}
-
-// A block has all taps, and a filter's taps follow each other in memory.
-inline bool taps_in_one_piece(const Dense& p, const Block& b) {
-  const Axis* a = p.axis;
-  return b.tap1 - b.tap0 == tap_count(p) && (a[2].taps == 1 || a[2].weight_step == 1) &&
-         (a[1].taps == 1 || a[1].weight_step == a[2].taps) &&
-         (a[0].taps == 1 || a[0].weight_step == a[2].taps * a[1].taps);
-}
-
-// `lanes` output channels from `first` of one block, transposed to panel[k][width].
-template <class S, class C>
-void pack_weight_panel(const Dense& p, std::int64_t group, const Block& b, bool channel_rows, std::int64_t first,
-                       std::int64_t lanes, std::int64_t width, C* dst) {
-  const S* base = static_cast<const S*>(p.weight) + group * p.weight_group + first * p.weight_out;
-  const Axis* a = p.axis;
-  const std::int64_t channels = b.c1 - b.c0, taps = b.tap1 - b.tap0;
-  if (lanes < width)
-    for (std::int64_t i = 0; i < channels * taps * width; ++i) dst[i] = C(0);
-  if (!channel_rows && taps_in_one_piece(p, b)) {  // k = (channel, tap)
-    if (p.weight_red == taps || channels == 1)
-      return pack_weight_run(base + b.c0 * p.weight_red, p.weight_out, 1, lanes, channels * taps, width, dst, width);
-    for (std::int64_t c = 0; c < channels; ++c)
-      pack_weight_run(base + (b.c0 + c) * p.weight_red, p.weight_out, 1, lanes, taps, width, dst + c * taps * width, width);
-    return;
-  }
-  for (std::int64_t t = 0; t < taps; ++t) {
-    const Tap tap = tap_at(p, b.tap0 + t);
-    const S* at = base + tap.d * a[0].weight_step + tap.h * a[1].weight_step + tap.w * a[2].weight_step;
-    pack_weight_run(at + b.c0 * p.weight_red, p.weight_out, p.weight_red, lanes, channels, width,
-                    dst + (channel_rows ? t * channels : t) * width, channel_rows ? width : taps * width);
   }
 }
 

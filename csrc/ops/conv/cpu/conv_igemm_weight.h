@@ -1,4 +1,5 @@
-// Implicit GEMM by weight: gw[k][r] = sum over pixels of gout[pixel][k] * patch[pixel][r], with r = (channel, tap).
+// Implicit GEMM by weight: gw[k][r] = sum over pixels of gout[pixel][k] * patch[pixel][r], with r = (channel,
+// tap).
 //
 // The same tiles and the same patches as forward, with pixels as the long dimension:
 //
@@ -15,19 +16,19 @@
 namespace convnorm::conv {
 namespace {
 
-inline constexpr std::int64_t kChunk = 192;            // pixels per pass: patches and gout together fit L2
+inline constexpr std::int64_t kChunk = 192;  // pixels per pass: patches and gout together fit L2
 inline constexpr std::int64_t kLeastSplit = 4 * kChunk;
 inline constexpr std::int64_t kWantedWeightTasks = 16;
-inline constexpr std::int64_t kOutBlock = 256;         // output channels per task
+inline constexpr std::int64_t kOutBlock = 256;  // output channels per task
 
 template <class C>
 struct WeightPlan {
   bool channel_rows;
   Cut cut;
   std::int64_t pixels, splits, out_blocks, groups;
-  std::int64_t lanes;        // width of a packed gout panel
-  std::int64_t depth;        // longest block of r
-  std::int64_t rows, ld;     // the partial sum of one (split, group): rows x ld
+  std::int64_t lanes;     // width of a packed gout panel
+  std::int64_t depth;     // longest block of r
+  std::int64_t rows, ld;  // the partial sum of one (split, group): rows x ld
   std::int64_t tasks() const { return groups * cut.count() * out_blocks * splits; }
   std::int64_t part() const { return rows * ld; }
   std::int64_t first_out(std::int64_t i, std::int64_t out_c) const {
@@ -68,8 +69,8 @@ struct WeightTask {
 
 // Channels [k0, k0 + lanes) of gout at the pixels of the segments, as panel[pixel][width].
 template <class S, class C>
-void pack_gout_panel(const Dense& d, std::int64_t group, std::int64_t k0, std::int64_t lanes, std::int64_t width,
-                     const Segment* segments, std::int64_t count, C* panel) {
+void pack_gout_panel(const Dense& d, std::int64_t group, std::int64_t k0, std::int64_t lanes,
+                     std::int64_t width, const Segment* segments, std::int64_t count, C* panel) {
   const S* src = static_cast<const S*>(d.dst) + (group * d.out_c + k0) * d.dst_c;
   const std::int64_t step = d.axis[2].out_stride;
   if (lanes < width) zero(panel, (segments[count - 1].at + segments[count - 1].len) * width);
@@ -90,7 +91,8 @@ void pack_gout_panel(const Dense& d, std::int64_t group, std::int64_t k0, std::i
 
 // Sums of the columns of panel[pixels][width]: four short float sums per lane, joined in double.
 template <class C>
-void add_bias_sums(const C* panel, std::int64_t pixels, std::int64_t lanes, std::int64_t width, double* sums) {
+void add_bias_sums(const C* panel, std::int64_t pixels, std::int64_t lanes, std::int64_t width,
+                   double* sums) {
   constexpr int kParts = 4;
   C part[kParts][kCols<C> > kRows ? kCols<C> : kRows] = {};
   for (std::int64_t x = 0; x < pixels; ++x)
@@ -104,6 +106,7 @@ void weight_tiles(const WeightTask<C>& t, const Block& b, std::int64_t pixels, s
   const WeightPlan<C>& plan = *t.plan;
   Tile<C> tile{};
   tile.depth = pixels;
+  tile.piece = piece_length(pixels);
   tile.start = first ? Start::zero : Start::add_to_c;
   const std::int64_t r = b.depth(), k = t.k1 - t.k0;
   const std::int64_t columns = plan.channel_rows ? r : k, rows = plan.channel_rows ? k : r;
@@ -118,14 +121,16 @@ void weight_tiles(const WeightTask<C>& t, const Block& b, std::int64_t pixels, s
       tile.a = plan.channel_rows ? t.gout + m * pixels : t.patches + m * ldp;
       tile.lda = ldp;
       for (std::int64_t i = 0; i < height; ++i) tile.c[i] = part + (m + i) * plan.ld + n;
-      (plan.channel_rows ? kTiles<C, Form::interleaved>.fn : kTiles<C, Form::by_rows>.fn)[height][vectors](tile);
+      (plan.channel_rows ? kTiles<C, Form::interleaved>.fn
+                         : kTiles<C, Form::by_rows>.fn)[height][vectors](tile);
     }
   }
 }
 
 // P[r][pixel] of a chunk, as many rows of the image at a time as one list takes.
 template <class S, class C>
-void pack_pixel_chunk(const WeightTask<C>& t, const Block& b, std::int64_t x, std::int64_t pixels, std::int64_t ldp) {
+void pack_pixel_chunk(const WeightTask<C>& t, const Block& b, std::int64_t x, std::int64_t pixels,
+                      std::int64_t ldp) {
   Segment panel[kMaxSegments];
   const std::int64_t most = (kMaxSegments - 1) * t.d->axis[2].out;
   for (std::int64_t i = 0; i < pixels; i += most) {
@@ -158,7 +163,8 @@ void run_weight_task(const WeightTask<C>& t) {
   }
 }
 
-// The partial sums of one (group) and how the splits lie: element i is the sum over s of at[i + s * distance], in order.
+// The partial sums of one (group) and how the splits lie: element i is the sum over s of at[i + s *
+// distance], in order.
 template <class C>
 struct Parts {
   const C* at;
@@ -177,8 +183,8 @@ struct Parts {
 
 // out[k * out_stride + r] = parts[r * ld + k] for k < lanes, r < n: squares turned in registers.
 template <class C, class D>
-void write_turned(const Parts<C>& parts, std::int64_t from, std::int64_t ld, std::int64_t lanes, std::int64_t n, D* out,
-                  std::int64_t out_stride) {
+void write_turned(const Parts<C>& parts, std::int64_t from, std::int64_t ld, std::int64_t lanes,
+                  std::int64_t n, D* out, std::int64_t out_stride) {
   constexpr int L = kLanes<C>;
   for (std::int64_t k = 0; k < lanes; k += L) {
     std::int64_t r = 0;
@@ -246,8 +252,11 @@ void by_weight(const Dense& d) {
   if (plan.pixels == 0) zero(parts, sums);
 
   parallel_for(plan.tasks(), 1, [&](std::int64_t begin, std::int64_t end) {
-    const std::int64_t patches = imax(plan.depth * odd_lines<C>(kChunk + kSlack<C>), kChunk * odd_lines<C>(plan.depth + kSlack<C>)) + kCols<C>;
-    const std::int64_t gout = (ceil_div(imin(d.out_c, kOutBlock + plan.lanes), plan.lanes) + 1) * plan.lanes * kChunk;
+    const std::int64_t patches =
+        imax(plan.depth * odd_lines<C>(kChunk + kSlack<C>), kChunk * odd_lines<C>(plan.depth + kSlack<C>)) +
+        kCols<C>;
+    const std::int64_t gout =
+        (ceil_div(imin(d.out_c, kOutBlock + plan.lanes), plan.lanes) + 1) * plan.lanes * kChunk;
     WeightTask<C> t{};
     t.d = &d;
     t.plan = &plan;
@@ -276,7 +285,8 @@ void by_weight(const Dense& d) {
   parallel_for(plan.groups * panels, 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
       const std::int64_t group = i / panels, k0 = i % panels * kCols<C>, k1 = imin(d.out_c, k0 + kCols<C>);
-      write_weights<C, D>(d, plan, {parts + group * plan.part(), plan.splits, plan.groups * plan.part()}, group, k0, k1);
+      write_weights<C, D>(d, plan, {parts + group * plan.part(), plan.splits, plan.groups * plan.part()},
+                          group, k0, k1);
       for (std::int64_t k = group * d.out_c + k0; d.bias && k < group * d.out_c + k1; ++k) {
         double sum = 0;
         for (std::int64_t s = 0; s < plan.splits; ++s) sum += bias[s * all_out + k];

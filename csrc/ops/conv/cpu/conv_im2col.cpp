@@ -1,6 +1,6 @@
-// The reference algorithm, written to be read: every patch becomes a row of a matrix, the filters become columns, and
-// convolution is one matrix product. Its gradients are matrix products too; by input ends in col2im, which adds each
-// row back to the place its patch came from.
+// The reference algorithm, written to be read: every patch becomes a row of a matrix, the filters become
+// columns, and convolution is one matrix product. Its gradients are matrix products too; by input ends in
+// col2im, which adds each row back to the place its patch came from.
 //
 //   cols[o][r] = in[c, o*stride + tap*dil - pad]        r = (c, tap), zero outside the image
 //   forward     out[k][o]  = sum over r of w[k][r] * cols[o][r] + bias[k]
@@ -19,7 +19,9 @@ namespace {
 
 std::int64_t volume(const Dims& d) { return d[0] * d[1] * d[2]; }
 
-Dims unravel(std::int64_t i, const Dims& size) { return {i / (size[1] * size[2]), i / size[2] % size[1], i % size[2]}; }
+Dims unravel(std::int64_t i, const Dims& size) {
+  return {i / (size[1] * size[2]), i / size[2] % size[1], i % size[2]};
+}
 
 std::int64_t at(const Dims& position, const Dims& stride) {
   return position[0] * stride[0] + position[1] * stride[1] + position[2] * stride[2];
@@ -42,8 +44,12 @@ struct Slice {
   std::int64_t channels, filters, pixels, taps;
 
   Slice(const Params& params, std::int64_t image, std::int64_t group)
-      : p(params), n(image), g(group), channels(params.input.c / params.groups),
-        filters(params.output.c / params.groups), pixels(volume(params.output.size)),
+      : p(params),
+        n(image),
+        g(group),
+        channels(params.input.c / params.groups),
+        filters(params.output.c / params.groups),
+        pixels(volume(params.output.size)),
         taps(volume(params.window.kernel)) {}
   std::int64_t rows() const { return channels * taps; }
   T* input(std::int64_t c, const Dims& i) const {
@@ -55,8 +61,8 @@ struct Slice {
            at(unravel(o, p.output.size), p.output.stride);
   }
   T* weight(std::int64_t k, std::int64_t r) const {
-    return static_cast<T*>(p.weight.data) + (g * filters + k) * p.weight.stride_k + r / taps * p.weight.stride_c +
-           at(unravel(r % taps, p.window.kernel), p.weight.stride);
+    return static_cast<T*>(p.weight.data) + (g * filters + k) * p.weight.stride_k +
+           r / taps * p.weight.stride_c + at(unravel(r % taps, p.window.kernel), p.weight.stride);
   }
   // f(column element, input element) for every patch position inside the image.
   template <class F>

@@ -1,0 +1,78 @@
+// Packing for the implicit GEMM: weights, and whatever else is turned from rows into panels of lanes.
+//
+// Include after conv_igemm_pack.h.
+#pragma once
+
+namespace convnorm::conv {
+namespace {
+
+// n x lanes elements from rows src + o * row_stride to dst[i * step + o]: squares are turned in registers. A
+// square's stores may reach past `lanes` into the next step; those are written afterwards (hence the last
+// lanes first, and the last step by the plain loop).
+template <class S, class C>
+void transpose_lanes(const S* src, std::int64_t row_stride, std::int64_t lanes, std::int64_t n, C* dst,
+                     std::int64_t step) {
+  constexpr int L = kLanes<C>;
+  std::int64_t i = 0;
+  for (; i + L < n; i += L)
+    for (std::int64_t o = (lanes - 1) / L * L; o >= 0; o -= L) {
+      vec<C> square[L];
+      for (std::int64_t r = 0; r < L; ++r)
+        square[r] = o + r < lanes ? load(src + (o + r) * row_stride + i) : vec<C>{};
+      transpose<C>(square);
+      for (int r = 0; r < L; ++r) store(dst + (i + r) * step + o, square[r]);
+    }
+  for (; i < n; ++i)
+    for (std::int64_t o = 0; o < lanes; ++o) dst[i * step + o] = load1(src + o * row_stride + i);
+}
+
+// One filter tap (or, where taps follow channels without a gap, all of them): n steps of the sum for `lanes`
+// filters.
+template <class S, class C>
+void pack_weight_run(const S* src, std::int64_t out_stride, std::int64_t stride, std::int64_t lanes,
+                     std::int64_t n, std::int64_t width, C* dst, std::int64_t step) {
+  if (stride == 1 && step == width) return transpose_lanes(src, out_stride, lanes, n, dst, step);
+  for (std::int64_t i = 0; i < n; ++i) {
+    if (out_stride == 1)
+      copy_run(dst + i * step, src + i * stride, lanes);
+    else
+      for (std::int64_t o = 0; o < lanes; ++o) dst[i * step + o] = load1(src + i * stride + o * out_stride);
+  }
+}
+
+// A block has all taps, and a filter's taps follow each other in memory.
+inline bool taps_in_one_piece(const Dense& p, const Block& b) {
+  const Axis* a = p.axis;
+  return b.tap1 - b.tap0 == tap_count(p) && (a[2].taps == 1 || a[2].weight_step == 1) &&
+         (a[1].taps == 1 || a[1].weight_step == a[2].taps) &&
+         (a[0].taps == 1 || a[0].weight_step == a[2].taps * a[1].taps);
+}
+
+// `lanes` output channels from `first` of one block, transposed to panel[k][width].
+template <class S, class C>
+void pack_weight_panel(const Dense& p, std::int64_t group, const Block& b, bool channel_rows,
+                       std::int64_t first, std::int64_t lanes, std::int64_t width, C* dst) {
+  const S* base = static_cast<const S*>(p.weight) + group * p.weight_group + first * p.weight_out;
+  const Axis* a = p.axis;
+  const std::int64_t channels = b.c1 - b.c0, taps = b.tap1 - b.tap0;
+  if (lanes < width)
+    for (std::int64_t i = 0; i < channels * taps * width; ++i) dst[i] = C(0);
+  if (!channel_rows && taps_in_one_piece(p, b)) {  // k = (channel, tap)
+    if (p.weight_red == taps || channels == 1)
+      return pack_weight_run(base + b.c0 * p.weight_red, p.weight_out, 1, lanes, channels * taps, width, dst,
+                             width);
+    for (std::int64_t c = 0; c < channels; ++c)
+      pack_weight_run(base + (b.c0 + c) * p.weight_red, p.weight_out, 1, lanes, taps, width,
+                      dst + c * taps * width, width);
+    return;
+  }
+  for (std::int64_t t = 0; t < taps; ++t) {
+    const Tap tap = tap_at(p, b.tap0 + t);
+    const S* at = base + tap.d * a[0].weight_step + tap.h * a[1].weight_step + tap.w * a[2].weight_step;
+    pack_weight_run(at + b.c0 * p.weight_red, p.weight_out, p.weight_red, lanes, channels, width,
+                    dst + (channel_rows ? t * channels : t) * width, channel_rows ? width : taps * width);
+  }
+}
+
+}  // namespace
+}  // namespace convnorm::conv
