@@ -62,19 +62,17 @@ inline Wide<float> widen(vec<float> v) {
 #endif
 }
 
-// Two sums over vectors, lane by lane: g, and g (x - mean). For float they are double; for double they carry
-// the rounding of every addition along (Knuth's two-sum), since grad_weight is a small difference of large
-// terms.
+// Two sums over vectors, lane by lane: g, and g d, of which the second is a small difference of large terms.
+// Of floats the caller adds up to kTerms vectors first, and the rest is in double; doubles carry the rounding
+// of every addition along (Knuth's two-sum).
 template <class C>
 struct PairSums {
+  static constexpr int kTerms = 4;
   Wide<C> g{}, dot{};
 
-  void add(vec<C> grad, vec<C> x, const Wide<C>& mean) {
-    const Wide<C> gw = widen(grad), xw = widen(x);
-    for (int i = 0; i < Wide<C>::kParts; ++i) {
-      g.part[i] += gw.part[i];
-      dot.part[i] += gw.part[i] * (xw.part[i] - mean.part[i]);
-    }
+  void add(vec<C> g4, vec<C> dot4) {
+    const Wide<C> gw = widen(g4), dw = widen(dot4);
+    for (int i = 0; i < Wide<C>::kParts; ++i) g.part[i] += gw.part[i], dot.part[i] += dw.part[i];
   }
   double g_lane(int i) const { return g.part[i / kLanes<double>][i % kLanes<double>]; }
   double dot_lane(int i) const { return dot.part[i / kLanes<double>][i % kLanes<double>]; }
@@ -82,6 +80,7 @@ struct PairSums {
 
 template <>
 struct PairSums<double> {
+  static constexpr int kTerms = 1;
   typedef vec<double> V;
   V g{}, g_low{}, dot{}, dot_low{};
 
@@ -90,9 +89,9 @@ struct PairSums<double> {
     low += (high - (sum - back)) + (term - back);
     high = sum;
   }
-  void add(V grad, V x, const Wide<double>& mean) {
-    add(g, g_low, grad);
-    add(dot, dot_low, grad * (x - mean.part[0]));
+  void add(V g4, V dot4) {
+    add(g, g_low, g4);
+    add(dot, dot_low, dot4);
   }
   // An overflow leaves NaN in low and the answer in high.
   static double total(double high, double low) { return low == low ? high + low : high; }
@@ -124,8 +123,8 @@ struct BlockSums {
   inline void add(int way, vec<C> x, ivec<C> on) {
     V d = __builtin_convertvector(x, V) - shift;
     d = only(d, on);
-    s1[way] += d;
-    s2[way] += d * d;
+    s1[way % kWays] += d;
+    s2[way % kWays] += d * d;
   }
   double total(const V (&s)[kWays]) const { return fold<kLanes<C>, A>((s[0] + s[1]) + (s[2] + s[3])); }
 

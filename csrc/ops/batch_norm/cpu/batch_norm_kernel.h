@@ -77,7 +77,10 @@ inline vec<C> masked(vec<C> v, ivec<C> on) {
   return bits_as<vec<C>>(bits_as<ivec<C>>(v) & on);
 }
 
-// f(way, i, access, on): elements i .. i + lanes, of which the lanes in `on` were not visited before.
+// f(way, i, access, on): elements i .. i + lanes, of which the lanes in `on` were not visited before. way
+// counts 0 1 2 3 within a group of four, and is kAlone outside.
+inline constexpr int kAlone = 4;
+
 template <class C, int kWays = 4, class F>
 CONVNORM_INLINE inline void each_vector(std::int64_t length, bool stream, F f) {
   constexpr std::int64_t L = kLanes<C>;
@@ -91,12 +94,12 @@ CONVNORM_INLINE inline void each_vector(std::int64_t length, bool stream, F f) {
       f(3, i + 3 * L, Whole{stream}, all);
     }
   }
-  for (; i + L <= length; i += L) f(0, i, Whole{stream}, all);
+  for (; i + L <= length; i += L) f(kAlone, i, Whole{stream}, all);
   if (i == length) return;
   if (length >= L) {
-    f(0, length - L, Whole{}, lanes_from<C>(L - (length - i)));
+    f(kAlone, length - L, Whole{}, lanes_from<C>(L - (length - i)));
   } else {
-    f(0, std::int64_t{0}, Part{length}, lanes_below<C>(length));
+    f(kAlone, std::int64_t{0}, Part{length}, lanes_below<C>(length));
   }
 }
 
@@ -154,6 +157,11 @@ inline Slopes<C> slopes(const Backward& p, std::int64_t c) {
   const double share = p.train ? slope / static_cast<double>(p.x.values()) : 0;
   return {static_cast<C>(slope), static_cast<C>(p.train ? share * p.grad_weight[c] : 0),
           static_cast<C>(p.train ? share * p.grad_bias[c] : 0)};
+}
+
+// sum g xhat from sum g and sum g (x - center).
+inline double grad_weight(const Backward& p, std::int64_t c, double center, double g, double dot) {
+  return (dot - (p.mean[c] - center) * g) / __builtin_sqrt(p.var[c] + p.eps);
 }
 
 enum class Mask { none, from_x, from_out };

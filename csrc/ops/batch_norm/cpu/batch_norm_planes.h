@@ -234,31 +234,32 @@ struct PlanesBackward {
             length};
   }
 
-  // In double throughout: converting costs less than the memory it waits for, and grad_weight is a difference
-  // of large sums.
+  // Vectors are added by four in C, then in more digits: that hides behind the memory.
   Sums sums(std::int64_t c, std::int64_t s0, std::int64_t s1, T* tile) const {
     const auto k = coefficients<C>(p, c);
-    Wide<C> mean;
-    for (vec<double>& part : mean.part) part = splat<double>(p.mean[c]);
-    PairSums<C> ways[2];
+    PairSums<C> total;
+    vec<C> g4{}, dot4{};
     for (std::int64_t s = s0; s < s1; ++s) {
       const Segment from = segment(g.plane(s), c, g.begin(s), g.length(s), tile);
       each_vector<C>(from.length, false,
                      [&](int way, std::int64_t i, auto access, ivec<C> on) CONVNORM_INLINE {
-                       const vec<C> xv = access.get(from.x + i);
+                       const vec<C> d = access.get(from.x + i) - k.center;
                        vec<C> gv = access.get(from.grad + i);
                        if constexpr (kMask == Mask::from_x)
-                         gv = (xv - k.center) * k.scale + k.shift <= C(0) ? vec<C>{} : gv;
+                         gv = d * k.scale + k.shift <= C(0) ? vec<C>{} : gv;
                        if constexpr (kMask == Mask::from_out)
                          gv = access.get(from.out + i) <= C(0) ? vec<C>{} : gv;
-                       ways[way % 2].add(masked<C>(gv, on), xv, mean);
+                       gv = masked<C>(gv, on);
+                       const bool each = PairSums<C>::kTerms == 1 || way == kAlone;
+                       const bool first = each || way == 0, last = each || way == 3;
+                       g4 = first ? gv : g4 + gv;
+                       dot4 = first ? gv * d : dot4 + gv * d;
+                       if (last) total.add(g4, dot4);
                      });
     }
-    const double r = 1 / __builtin_sqrt(p.var[c] + p.eps);
-    Sums total;
-    for (const PairSums<C>& way : ways)
-      for (int i = 0; i < kLanes<C>; ++i) total.g += way.g_lane(i), total.gx += r * way.dot_lane(i);
-    return total;
+    double g_sum = 0, dot_sum = 0;
+    for (int i = 0; i < kLanes<C>; ++i) g_sum += total.g_lane(i), dot_sum += total.dot_lane(i);
+    return {g_sum, grad_weight(p, c, k.center, g_sum, dot_sum)};
   }
 
   void update(const Coefficients<C>& k, const Slopes<C>& b, std::int64_t c, const Segment& from) const {

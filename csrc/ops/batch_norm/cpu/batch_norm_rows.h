@@ -87,16 +87,14 @@ CONVNORM_INLINE inline void each_group(std::int64_t row, std::int64_t rows, F f)
 template <class C>
 struct RowCoefficients {
   C *center, *inv, *rest, *scale, *shift, *slope, *along, *level;
-  double* mean;
 
   static std::int64_t bytes(std::int64_t channels) {
-    return (channels + 64) * static_cast<std::int64_t>(8 * sizeof(C) + sizeof(double));
+    return (channels + 64) * static_cast<std::int64_t>(8 * sizeof(C));
   }
 
   RowCoefficients(Arena& arena, std::int64_t channels) {
     for (C** array : {&center, &inv, &rest, &scale, &shift, &slope, &along, &level})
       *array = arena.take<C>(channels + kLanes<C>);
-    mean = arena.take<double>(channels + kLanes<C>);
   }
   void set(std::int64_t c, const Coefficients<C>& k) const {
     center[c] = k.center, inv[c] = k.inv, rest[c] = k.rest, scale[c] = k.scale, shift[c] = k.shift;

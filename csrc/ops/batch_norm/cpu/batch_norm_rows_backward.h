@@ -47,7 +47,7 @@ struct RowsBackward {
     return gv;
   }
 
-  // In double throughout, as in the planes method. One PairSums per vector of the row; the vector that
+  // A group of rows is added in C, then in more digits. One PairSums per vector of the row; the vector that
   // overlaps the one before has its own.
   void sums(const RowCoefficients<C>& k, const Tile& t, PairSums<C>* totals, T* gathered) const {
     each_group<kGroup>(t.row, t.rows, [&](std::int64_t row, auto count) CONVNORM_INLINE {
@@ -56,33 +56,35 @@ struct RowsBackward {
       each_vector<C, 1>(t.width, false, [&](int, std::int64_t i, auto access, ivec<C> on) CONVNORM_INLINE {
         const std::int64_t c = t.channel + i;
         const vec<C> center = load(k.center + c), scale = load(k.scale + c), shift = load(k.shift + c);
-        Wide<C> mean;
-        __builtin_memcpy(&mean, k.mean + c, sizeof(mean));
-        PairSums<C> total = totals[ceil_div(i, kLanes<C>)];
+        PairSums<C>& total = totals[ceil_div(i, kLanes<C>)];
+        vec<C> g4{}, dot4{};
         for (int r = 0; r < R; ++r) {
           __builtin_prefetch(from.x.data + (r + kAhead) * from.x.stride + i);
           __builtin_prefetch(from.grad.data + (r + kAhead) * from.grad.stride + i);
-          const vec<C> xv = access.get(from.x.data + r * from.x.stride + i);
-          const vec<C> gv = passed(from, r, i, access, xv - center, scale, shift);
-          total.add(masked<C>(gv, on), xv, mean);
+          const vec<C> d = access.get(from.x.data + r * from.x.stride + i) - center;
+          const vec<C> gv = passed(from, r, i, access, d, scale, shift);
+          g4 += gv;
+          dot4 += gv * d;
+          if (r + 1 < R && PairSums<C>::kTerms > 1) continue;
+          total.add(masked<C>(g4, on), masked<C>(dot4, on));
+          g4 = dot4 = vec<C>{};
         }
-        totals[ceil_div(i, kLanes<C>)] = total;
       });
     });
   }
 
-  void tile_sums(const RowCoefficients<C>& k, const Tile& t, double* grad_bias, double* grad_weight,
+  void tile_sums(const RowCoefficients<C>& k, const Tile& t, double* grad_bias, double* dots,
                  Arena arena) const {
     T* gathered = arena.take<T>(3 * kGroup * kWidth);
     PairSums<C>* totals = arena.take<PairSums<C>>(kVectors);
     for (std::int64_t i = 0; i < kVectors; ++i) totals[i] = PairSums<C>{};
     sums(k, t, totals, gathered);
-    for (std::int64_t c = 0; c < t.width; ++c) grad_bias[c] = grad_weight[c] = 0;
+    for (std::int64_t c = 0; c < t.width; ++c) grad_bias[c] = dots[c] = 0;
     each_vector<C, 1>(t.width, false, [&](int, std::int64_t i, auto, ivec<C>) {
       const PairSums<C>& total = totals[ceil_div(i, kLanes<C>)];
       for (int lane = 0; lane < kLanes<C> && i + lane < t.width; ++lane) {
         grad_bias[i + lane] += total.g_lane(lane);
-        grad_weight[i + lane] += total.dot_lane(lane) / __builtin_sqrt(p.var[t.channel + i + lane] + p.eps);
+        dots[i + lane] += total.dot_lane(lane);
       }
     });
   }
@@ -131,6 +133,7 @@ struct RowsBackward {
           p.grad_bias[c] += partial[2 * i * g.channels + c];
           p.grad_weight[c] += partial[(2 * i + 1) * g.channels + c];
         }
+        p.grad_weight[c] = grad_weight(p, c, k.center[c], p.grad_bias[c], p.grad_weight[c]);
       }
     });
   }
@@ -140,7 +143,7 @@ struct RowsBackward {
     Arena arena{static_cast<char*>(
         scratch_bytes(Slot::shared, RowCoefficients<C>::bytes(g.channels) + partial_bytes))};
     const RowCoefficients<C> k(arena, g.channels);
-    for (std::int64_t c = 0; c < g.channels; ++c) k.set(c, coefficients<C>(p, c)), k.mean[c] = p.mean[c];
+    for (std::int64_t c = 0; c < g.channels; ++c) k.set(c, coefficients<C>(p, c));
     if (p.want_affine || (p.train && p.grad_input.data))
       all_sums(k, arena.take<double>(2 * g.down * g.channels));
     if (!p.grad_input.data && !p.grad_residual.data) return;
