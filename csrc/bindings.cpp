@@ -6,6 +6,7 @@
 #include "common/registry.h"
 #include "cpu/isa.h"
 #include "cpu/scratch.h"
+#include "ops/conv/conv.h"
 
 #ifndef CONVNORM_VERSION
 #define CONVNORM_VERSION "unknown"
@@ -70,6 +71,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_isa", [](const std::string& isa) { convnorm::set_isa(isa.c_str()); });
   m.def("forced_kernel", [](const std::string& op) { return convnorm::forced_kernel(op.c_str()); });
   m.def("force_kernel", &convnorm::force_kernel, "Pin an op to a kernel by name; an empty name frees it.");
+  m.def("winograd", &convnorm::conv::winograd_enabled);
+  m.def("set_winograd", &convnorm::conv::set_winograd);
   m.def("scratch_held", &convnorm::scratch_held, "Bytes of work memory held by the calling thread.");
   m.def("trace_begin", &convnorm::trace_begin);
   m.def("trace_end", &trace_end, "What choose() considered since trace_begin, in order.");
