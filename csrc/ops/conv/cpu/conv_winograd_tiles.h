@@ -13,6 +13,7 @@ namespace convnorm::conv {
 namespace {
 
 inline constexpr int kL = kLanes<float>;
+inline constexpr int kLine = 16;  // floats of a cache line, and of the widest vector
 
 // The 4x4 tiles of all output images, in order (n, row, column).
 struct Grid {
@@ -44,8 +45,10 @@ inline void each_run(const Grid& g, std::int64_t begin, std::int64_t end, Body&&
   }
 }
 
-// Elements of a strip over `tiles` tiles.
-inline std::int64_t strip_elements(std::int64_t tiles) { return kReach * (kTile * tiles + 2) * kL; }
+// Elements of a strip over `tiles` tiles: six rows of a line of input channels, four of a panel of output channels.
+inline std::int64_t strip_elements(std::int64_t tiles) {
+  return imax(kReach * kLine, kTile * kColVecs * kL) * (kTile * tiles + 2);
+}
 
 // --- in -------------------------------------------------------------------------------------------------------------
 
@@ -128,14 +131,17 @@ inline void input_run(const Dense& d, const Grid& g, const TileRun& run, std::in
                           v.plane);
     return;
   }
+  // A whole cache line of channels per tile at a time: lines of V are long gone from L1 when the next strip comes.
   const std::int64_t width = (kTile * run.length + 2) * kL;
-  for (std::int64_t c = c0; c < c1; c += kL) {
-    fill_strip(d, g, run, c, strip);
-    for (std::int64_t i = 0; i < run.length; ++i) {
-      const float* rows[kReach];
-      for (int y = 0; y < kReach; ++y) rows[y] = strip + y * width + i * kTile * kL;
-      transform_input(rows, kL, to + i * v.row + c, v.plane);
-    }
+  for (std::int64_t c = c0; c < c1; c += kLine) {
+    const std::int64_t end = imin(c1, c + kLine);
+    for (std::int64_t k = c; k < end; k += kL) fill_strip(d, g, run, k, strip + (k - c) / kL * kReach * width);
+    for (std::int64_t i = 0; i < run.length; ++i)
+      for (std::int64_t k = c; k < end; k += kL) {
+        const float* rows[kReach];
+        for (int y = 0; y < kReach; ++y) rows[y] = strip + ((k - c) / kL * kReach + y) * width + i * kTile * kL;
+        transform_input(rows, kL, to + i * v.row + k, v.plane);
+      }
   }
 }
 
@@ -159,35 +165,51 @@ inline void turn_out(const float* src, std::int64_t lanes, std::int64_t n, float
     for (std::int64_t x = 0; x < n; ++x) dst[c * stride + x * step] = src[x * kL + c];
 }
 
-// One vector of output channels of a run of tiles, `lanes` of them from dst; products as in Tiles.
-inline void output_run(const Dense& d, const TileRun& run, const Tiles& products, F bias, std::int64_t lanes, float* dst,
-                       float* strip) {
+// Stores the part of a tile that is inside the image.
+inline void store_tile(const F (&out)[kTile][kTile], std::int64_t rows, std::int64_t columns, std::int64_t lanes, float* dst,
+                       std::int64_t row_stride, std::int64_t column_stride) {
+  if (lanes >= kL && rows >= kTile && columns >= kTile) {
+    for (int i = 0; i < kTile; ++i)
+      for (int j = 0; j < kTile; ++j) store(dst + i * row_stride + j * column_stride, out[i][j]);
+    return;
+  }
+  for (std::int64_t i = 0; i < imin(rows, kTile); ++i)
+    for (std::int64_t j = 0; j < imin(columns, kTile); ++j) {
+      float* at = dst + i * row_stride + j * column_stride;
+      lanes >= kL ? store(at, out[i][j]) : store_n(at, out[i][j], lanes);
+    }
+}
+
+// Asks for the products of a tile, a line in each of 36 planes: too many streams for the hardware to follow.
+inline void prefetch_products(const float* m, std::int64_t plane) {
+  for (int xi = 0; xi < kPoints; ++xi) __builtin_prefetch(m + xi * plane);
+}
+
+// A panel of output channels of a run of tiles: `lanes` channels from dst on, of image run.n; products as in Tiles.
+inline void output_run(const Dense& d, const TileRun& run, const Tiles& products, const F (&bias)[kColVecs],
+                       std::int64_t lanes, float* dst, float* strip) {
   const Axis &h = d.axis[1], &w = d.axis[2];
-  const std::int64_t rows = imin(kTile, h.out - kTile * run.row);
-  const std::int64_t width = imin(kTile * run.length, w.out - kTile * run.column);
+  const std::int64_t rows = h.out - kTile * run.row, columns = w.out - kTile * run.column;
+  const std::int64_t vectors = ceil_div(lanes, kL), width = kTile * run.length * kL;
   dst += run.n * d.dst_n + kTile * run.row * h.out_stride + kTile * run.column * w.out_stride;
   const float* m = products.data + run.at * products.row;
   for (std::int64_t t = 0; t < run.length; ++t, m += products.row) {
-    F out[kTile][kTile];
-    transform_output(m, products.plane, bias, out);
-    const std::int64_t columns = imin(kTile, width - kTile * t);
-    if (d.dst_c != 1) {
-      for (int i = 0; i < kTile; ++i)
-        for (int j = 0; j < kTile; ++j) store(strip + ((i * run.length + t) * kTile + j) * kL, out[i][j]);
-    } else if (lanes == kL && rows == kTile && columns == kTile) {
-      for (int i = 0; i < kTile; ++i)
-        for (int j = 0; j < kTile; ++j) store(dst + i * h.out_stride + (kTile * t + j) * w.out_stride, out[i][j]);
-    } else {
-      for (std::int64_t i = 0; i < rows; ++i)
-        for (std::int64_t j = 0; j < columns; ++j) {
-          float* at = dst + i * h.out_stride + (kTile * t + j) * w.out_stride;
-          lanes == kL ? store(at, out[i][j]) : store_n(at, out[i][j], lanes);
-        }
+    prefetch_products(m + products.row, products.plane);
+    for (std::int64_t v = 0; v < vectors; ++v) {
+      F out[kTile][kTile];
+      transform_output(m + v * kL, products.plane, bias[v], out);
+      if (d.dst_c == 1)
+        store_tile(out, rows, columns - kTile * t, lanes - v * kL, dst + v * kL + kTile * t * w.out_stride, h.out_stride,
+                   w.out_stride);
+      else
+        store_tile(out, kTile, kTile, kL, strip + v * kTile * width + kTile * t * kL, width, kL);
     }
   }
   if (d.dst_c == 1) return;
-  for (std::int64_t i = 0; i < rows; ++i)
-    turn_out(strip + i * run.length * kTile * kL, lanes, width, dst + i * h.out_stride, d.dst_c, w.out_stride);
+  for (std::int64_t v = 0; v < vectors; ++v)
+    for (std::int64_t i = 0; i < imin(rows, kTile); ++i)
+      turn_out(strip + (v * kTile + i) * width, imin(kL, lanes - v * kL), imin(columns, kTile * run.length),
+               dst + v * kL * d.dst_c + i * h.out_stride, d.dst_c, w.out_stride);
 }
 
 }  // namespace
