@@ -30,6 +30,35 @@ def kernels(op: str | None = None) -> list[dict[str, str]]:
     return [row for row in _C.kernels() if op is None or row["op"] == op]
 
 
+def winograd() -> bool:
+    """Whether 3x3 convolutions may be computed by Winograd's method; see :func:`set_winograd`."""
+    return _C.winograd()
+
+
+def set_winograd(enabled: bool) -> None:
+    """Allow Winograd's F(4x4, 3x3), which needs a quarter of the multiplications, or rule it out; for the whole process.
+
+    It is on unless the environment has ``CONVNORM_WINOGRAD=0``, and serves float32 convolutions with a 3x3 window,
+    stride 1, dilation 1 and one group, and their gradients by input, where it saves time (1.5 to 3 times faster).
+
+    Its rounding errors are larger than those of the direct sum, about twice on average, and they spread over a tile. With
+    ``eps = 2**-23`` every output is within ``32 * eps * sqrt(C) * max|x| * W`` of the exact result, where ``C`` counts the
+    channels summed over and ``W`` is the largest ``sqrt(sum of w**2)`` of a filter.
+    """
+    _C.set_winograd(enabled)
+
+
+@contextmanager
+def using_winograd(enabled: bool) -> Iterator[None]:
+    """Winograd's method on or off inside a ``with`` block."""
+    before = winograd()
+    set_winograd(enabled)
+    try:
+        yield
+    finally:
+        set_winograd(before)
+
+
 @contextmanager
 def force(**pins: str) -> Iterator[None]:
     """Pin ops to kernels by name inside a ``with`` block; a problem the kernel refuses is then an error.
