@@ -47,7 +47,13 @@ def limit_jobs() -> None:
 
 
 class Build(BuildExtension):
-    """BuildExtension that says in the end what was built."""
+    """BuildExtension that keeps its objects for the next build, and says in the end what was built."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        # pip builds an editable install in a temporary folder; here ninja finds what has not changed. One folder per
+        # Python and torch, whose headers the objects were compiled with.
+        self.build_temp = str(ROOT / "build" / f"objects-{sys.implementation.cache_tag}-torch-{torch.__version__}")
 
     def run(self) -> None:
         super().run()

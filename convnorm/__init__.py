@@ -11,6 +11,21 @@ from . import _C
 
 __version__ = _C.build_info()["version"]
 
-from . import backends, functional, nn
+from . import analysis, backends, data, flops, functional, models, nn
+from .convert import conversion_report, convert, revert
+from .explain import explain
 
-__all__ = ["__version__", "backends", "functional", "nn"]
+__all__ = [
+    "__version__",
+    "analysis",
+    "backends",
+    "conversion_report",
+    "convert",
+    "data",
+    "explain",
+    "flops",
+    "functional",
+    "models",
+    "nn",
+    "revert",
+]

@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include "common/registry.h"
+#include "cpu/ceiling.h"
 #include "cpu/isa.h"
 #include "cpu/scratch.h"
 #include "ops/conv/conv.h"
@@ -74,6 +75,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("winograd", &convnorm::conv::winograd_enabled);
   m.def("set_winograd", &convnorm::conv::set_winograd);
   m.def("scratch_held", &convnorm::scratch_held, "Bytes of work memory held by the calling thread.");
+  m.def("fma_gflops", &convnorm::fma_gflops, "The multiply-add ceiling of so many threads, measured now.");
+  m.def("copy_gbps", &convnorm::copy_gbps, "The copy ceiling (bytes read plus written), measured now.");
   m.def("trace_begin", &convnorm::trace_begin);
   m.def("trace_end", &trace_end, "What choose() considered since trace_begin, in order.");
 }

@@ -10,8 +10,24 @@ from typing import Any
 from torch import nn as _torch_nn
 
 from .conv import Conv1d, Conv2d, Conv3d
+from .fused import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
+from .norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from .pooling import MaxPool1d, MaxPool2d, MaxPool3d
 
-__all__ = ["Conv1d", "Conv2d", "Conv3d"]
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "BatchNormAct1d",
+    "BatchNormAct2d",
+    "BatchNormAct3d",
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "MaxPool1d",
+    "MaxPool2d",
+    "MaxPool3d",
+]
 
 
 def __getattr__(name: str) -> Any:

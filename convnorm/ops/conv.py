@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._fake import empty, wants_channels_last
+from ._fake import empty, same_device, wants_channels_last
 from ._function import Function, move_batch
 
 _ops = torch.ops.convnorm
@@ -31,17 +31,20 @@ def output_size(size: Sequence[int], kernel: Sequence[int], stride: Sequence[int
 
 @torch.library.register_fake("convnorm::conv_forward")
 def _(input, weight, bias, stride, padding, dilation, groups):
+    same_device("conv_forward", input, weight, bias)
     out = output_size(input.shape[2:], weight.shape[2:], stride, padding, dilation)
     return empty(input, [input.shape[0], weight.shape[0], *out], wants_channels_last(input, weight))
 
 
 @torch.library.register_fake("convnorm::conv_by_input")
 def _(grad_output, weight, input_size, stride, padding, dilation, groups):
+    same_device("conv_by_input", grad_output, weight)
     return empty(grad_output, input_size, wants_channels_last(grad_output, weight))
 
 
 @torch.library.register_fake("convnorm::conv_by_weight")
 def _(grad_output, input, weight_size, stride, padding, dilation, groups, with_bias):
+    same_device("conv_by_weight", grad_output, input)
     grad_weight = empty(input, weight_size, wants_channels_last(grad_output, input))
     return grad_weight, input.new_empty([weight_size[0] if with_bias else 0])
 

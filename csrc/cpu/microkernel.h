@@ -10,7 +10,7 @@
 //   interleaved  a[k * kRows + m]              packed panels (weights of an NCHW problem)
 //   by rows      a[m * lda + k]                rows as they lie in memory, or packed so
 //   indirect     rows[k / run][m][k % run]     a table of pointers: the rows of a channels_last image, one run of channels
-//                                              per filter tap, read where they are (padding points to zeros)
+//                                              per filter tap, read where they are (padding points to zeros, or null in m = 0 where all rows are padding)
 //
 // Include after cpu/vec.h.
 #pragma once
@@ -78,6 +78,7 @@ void run_tile(const Tile<C>& t) {
   if constexpr (kForm == Form::indirect) {
     const C* const* rows = t.rows;
     for (std::int64_t k = 0; k < t.depth; k += t.run, rows += kRows) {
+      if (!rows[0]) continue;  // padding for every row
       for (int m = 0; m < MR; ++m) a[m] = rows[m] + t.skip;
       accumulate<C, MR, NV, 1>(acc, t.run, a, t.b + k * t.ldb, t.ldb);
     }

@@ -26,6 +26,7 @@ struct Plan {
   bool same_type;  // storage is the compute type
   bool indirect;   // rows of channels are read in place
   bool in_place;   // so are rows of pixels
+  bool at_once;    // the patches of all pixels of a task are packed before its first tile
   Cut cut;
   std::int64_t pixels, pixel_blocks, channel_blocks;
   std::int64_t panel;    // output channels per weight panel
@@ -51,17 +52,17 @@ inline constexpr std::int64_t kLeastIndirect = 8;   // shorter runs of channels 
 
 inline constexpr std::int64_t kGroupSpan = 8;       // groups that share one table of pointers
 
-// A 1x1, stride-1 problem reads its source as it lies when the rows of a panel (src_c apart, a cache line each) do not
-// crowd into few sets of L1 (64 sets, 8 ways).
+// A 1x1, stride-1 problem reads its source as it lies.
 template <class C>
 bool readable_in_place(const Dense& d, const Cut& cut) {
-  constexpr std::int64_t line = 64 / sizeof(C);
   const Axis& w = d.axis[2];
-  if (cut.taps != 1 || w.step != 1 || w.source_stride != 1 || w.offset != 0 || w.out != w.source) return false;
-  if (d.axis[0].out * d.axis[1].out != 1 || d.src_c % line != 0) return false;
-  std::int64_t sets = 64;
-  for (std::int64_t lines = d.src_c / line; sets > 1 && lines % 2 == 0; lines /= 2) sets /= 2;
-  return ceil_div(cut.channels, cut.channel_blocks) <= sets * 6;
+  return cut.taps == 1 && w.step == 1 && w.source_stride == 1 && w.out_stride == 1 && w.offset == 0 &&
+         w.out == w.source && d.axis[0].out * d.axis[1].out == 1 && w.out % kCols<C> == 0;
+}
+
+// A list of runs that serves few channels costs as much as the copies: make it for long rows, not for panels.
+inline bool pack_at_once(const Dense& d, const Cut& cut) {
+  return cut.count() == 1 && (d.red_c <= 4 || cut.taps * cut.channels <= 80) && d.axis[2].out >= 8;
 }
 
 template <class C>
@@ -78,6 +79,7 @@ Plan<C> make_plan(const Dense& d, bool same_type) {
   p.weights = p.panels * p.panel * tap_count(d) * d.red_c;
   p.indirect = p.channel_rows && p.same_type && d.src_c == 1 && d.red_c / p.cut.channel_blocks >= kLeastIndirect;
   p.in_place = !p.channel_rows && p.same_type && readable_in_place<C>(d, p.cut);
+  p.at_once = !p.channel_rows && !p.in_place && pack_at_once(d, p.cut);
   p.group_span = p.indirect ? imin(p.groups, kGroupSpan) : 1;
   // Few pixels: cut channels too, so that each thread has two tasks. An element's sum is the same in any cut.
   const std::int64_t threads = parallel_width();
@@ -172,26 +174,44 @@ std::int64_t panel_segments(const Task<C>& t, std::int64_t x, Segment* out) {
   return x < t.pixels ? make_segments(*t.d, t.pixel0 + x, t.pixel0 + imin(t.pixels, x + kCols<C>), out) : 0;
 }
 
-// Points the tile at the panel's patches: in place if they are one full run of the source, else packed.
+// Points the tile at the patches of the panel at x, packed now or with the first panel of the task.
 template <class C, class D>
 void bring_panel(const Task<C>& t, const Block& b, std::int64_t x, Tile<C>& tile) {
   const Dense& d = *t.d;
+  const bool at_once = t.plan->at_once;
+  tile.b = at_once ? t.work.patches + x : t.work.patches;
+  tile.ldb = at_once ? odd_lines<C>(t.pixels + kSlack<C>) : kCols<C>;
+  if (at_once && x > 0) return;
   Segment segments[kCols<C>];
-  std::int64_t count = panel_segments(t, x, segments);
-  if constexpr (std::is_same_v<C, D>)
-    if (t.plan->in_place && segments[0].len == kCols<C>) {
-      tile.b = static_cast<const C*>(d.src) + (t.group * d.red_c + b.c0) * d.src_c + segments[0].n * d.src_n +
-               segments[0].w;
-      tile.ldb = d.src_c;
-      return;
+  const Segment* now = at_once ? t.work.segments : segments;
+  const std::int64_t count = at_once ? t.work.segment_count : panel_segments(t, x, segments);
+  const std::int64_t runs = list_runs(d, b, now, count, tile.ldb, t.work.runs);
+  pack_pixel_panel<D, C>(d, t.group, b, t.work.runs, runs, t.work.patches, tile.ldb);
+  if (t.plan->cut.taps == 1)
+    prefetch_panel<D>(d, t.group, b, segments, panel_segments(t, x + kCols<C>, segments));
+}
+
+// Rows of pixels read in place: all panels of a task under one panel of weights, so that the few rows of the destination
+// being written stay in the TLB; the source block is read from L2.
+template <class C>
+void pixels_in_place(const Task<C>& t, const Block& b, const C* weights, bool first, bool last) {
+  const Dense& d = *t.d;
+  const C* bias = static_cast<const C*>(d.bias);
+  C* dst = static_cast<C*>(d.dst) + t.group * d.out_c * d.dst_c;
+  C* buffer = t.work.tiles;
+  for (std::int64_t i = t.panel0; i < t.panel1; ++i) {
+    const std::int64_t k0 = t.plan->first_channel(i, d.out_c), k1 = t.plan->first_channel(i + 1, d.out_c);
+    for (std::int64_t x = 0; x < t.pixels; x += kCols<C>, buffer += kRows * kCols<C>) {
+      Column<C, C, Form::interleaved> column(b, kCols<C>, nullptr, first, last);
+      if (first && bias) column.tile.start = Start::row_bias;
+      const std::int64_t image = (t.pixel0 + x) / d.axis[2].out, w = (t.pixel0 + x) % d.axis[2].out;
+      column.tile.b = static_cast<const C*>(d.src) + (t.group * d.red_c + b.c0) * d.src_c + image * d.src_n + w;
+      column.tile.ldb = d.src_c;
+      for (std::int64_t m = 0; m < k1 - k0; ++m) column.rows[m] = dst + (k0 + m) * d.dst_c + t.work.offsets[x];
+      column.tile.a = weights + i * kRows * b.depth();
+      if (bias) column.tile.bias = bias + t.group * d.out_c + k0;
+      column.run(k1 - k0, buffer);
     }
-  const std::int64_t runs = list_runs<C>(d, b, segments, count, kCols<C>, t.work.runs);
-  pack_pixel_panel<D, C>(d, t.group, b, t.work.runs, runs, t.work.patches, kCols<C>);
-  tile.b = t.work.patches;
-  tile.ldb = kCols<C>;
-  if (t.plan->cut.taps == 1) {
-    count = panel_segments(t, x + kCols<C>, segments);
-    prefetch_panel<D>(d, t.group, b, segments, count);
   }
 }
 
@@ -253,6 +273,8 @@ void run_group(const Task<C>& t, const Block& b, const C* weights, bool first, b
     pack_channel_rows<D, C>(*t.d, t.group, b, t.work.segments, t.work.segment_count, t.work.patches, t.ldp);
     channels_across<C, D, Form::by_rows>(t, b, weights, first, last);
   } else {
+    if constexpr (std::is_same_v<C, D>)
+      if (t.plan->in_place) return pixels_in_place<C>(t, b, weights, first, last);
     pixels_across<C, D>(t, b, weights, first, last);
   }
 }
@@ -287,15 +309,16 @@ Workspace<C> make_workspace(const Plan<C>& plan, std::int64_t pixels, std::int64
   const std::int64_t rows = ceil_div(pixels, kRows) * kRows;
   const std::int64_t max_taps = ceil_div(plan.cut.taps, plan.cut.tap_blocks);
   const std::int64_t run = plan.indirect ? plan.group_span * plan.cut.channels : 0;
+  const std::int64_t row = plan.at_once ? odd_lines<C>(pixels + kSlack<C>) : kCols<C>;
   const std::int64_t patches = plan.indirect ? rows * max_taps * sizeof(const C*)
-                               : plan.channel_rows ? rows * depth * sizeof(C)
-                                                   : (depth * kCols<C> + kSlack<C>)*sizeof(C);
+                               : plan.channel_rows ? rows * (depth + kSlack<C>) * sizeof(C)
+                                                   : (depth * row + kSlack<C>)*sizeof(C);
   const std::int64_t tiles = plan.group_span * tile_elements(plan, pixels) * sizeof(C);
   std::int64_t at[7] = {0};  // patches or table, zeros, tiles, offsets, segments, runs, end; each on its own cache line
   const std::int64_t size[6] = {patches, std::int64_t(run * sizeof(C)), tiles,
                                 std::int64_t((pixels + kCols<C>) * sizeof(std::int64_t)),
                                 std::int64_t((pixels + 1) * sizeof(Segment)),
-                                std::int64_t(plan.channel_rows ? 0 : 3 * max_taps * kCols<C> * sizeof(Run))};
+                                std::int64_t(plan.channel_rows ? 0 : 3 * max_taps * kMaxSegments * sizeof(Run))};
   for (int i = 0; i < 6; ++i) at[i + 1] = at[i] + ceil_div(size[i], 64) * 64;
   char* memory = static_cast<char*>(scratch_bytes(Slot::local, at[6]));
   Workspace<C> w{};
@@ -350,7 +373,7 @@ void gemm(const Dense& problem) {
     t.d = &d;
     t.plan = &plan;
     t.weights = weights;
-    t.ldp = depth;
+    t.ldp = depth + kSlack<C>;
     t.tiles_per_group = tile_elements(plan, block_pixels);
     t.work = make_workspace<C>(plan, block_pixels, depth);
     for (std::int64_t i = begin; i < end; ++i) {

@@ -134,7 +134,7 @@ inline void copy_strided(C* dst, const S* src, std::int64_t stride, std::int64_t
 
 // --- rows of pixels: P[k][pixel], row length ldp ------------------------------------------------------------------
 //
-// Packed a panel of at most kCols pixels at a time. What is copied where is the same for every channel, so it is worked
+// Packed a panel of kCols pixels at a time (which stays in L1), or, where the sum is short, all pixels of a task. What is copied where is the same for every channel, so it is worked
 // out once per panel, as a list of runs, and carried out per channel. Stores are whole vectors that may run past the end
 // of their run: what they spill into is written later (rows in order, panels from left to right, slack after the last).
 // Only loads must not pass the end of the source.
@@ -162,8 +162,9 @@ inline Run* add_runs(const Axis& w, const Segment& g, std::int64_t row, std::int
     return out;
   }
   if (first < 0 || first + (g.len - 1) * w.step >= w.source) {
-    lo = first < 0 ? imin(g.len, ceil_div(-first, w.step)) : 0;
-    hi = imax(lo, imin(g.len, (w.source - 1 - first) / w.step + 1));
+    const bool unit = w.step == 1;  // spares the divisions
+    lo = first >= 0 ? 0 : imin(g.len, unit ? -first : ceil_div(-first, w.step));
+    hi = imax(lo, imin(g.len, unit ? w.source - first : (w.source - 1 - first) / w.step + 1));
     if (lo > 0) *out++ = {0, dst, static_cast<std::int32_t>(-lo)};
   }
   if (hi > lo)
@@ -173,14 +174,17 @@ inline Run* add_runs(const Axis& w, const Segment& g, std::int64_t row, std::int
   return out;
 }
 
-// The list for pixels of at most kCols segments and all taps of a block. At most 3 runs per segment and tap.
-template <class C>
-std::int64_t list_runs(const Dense& p, const Block& b, const Segment* segments, std::int64_t count, std::int64_t ldp,
+// The list for at most kMaxSegments segments and all taps of a block. At most 3 runs per segment and tap.
+inline constexpr std::int64_t kMaxSegments = 32;
+
+inline std::int64_t list_runs(const Dense& p, const Block& b, const Segment* segments, std::int64_t count, std::int64_t ldp,
                        Run* runs) {
   const Axis &ad = p.axis[0], &ah = p.axis[1], &aw = p.axis[2];
   Run* out = runs;
   Tap tap = tap_at(p, b.tap0);
-  std::int64_t row[kCols<C>], first[kCols<C>];
+  std::int64_t row[kMaxSegments], first[kMaxSegments];
+  bool inner[kMaxSegments];  // under every tap of this window row the segment lies inside the image
+  const std::int64_t reach = (aw.taps - 1) * aw.offset_step;
   std::int32_t dst = 0;
   for (std::int64_t t = b.tap0; t < b.tap1; ++t, dst += static_cast<std::int32_t>(ldp)) {
     if (t == b.tap0 || tap.w == 0)  // a new row of the window
@@ -191,9 +195,16 @@ std::int64_t list_runs(const Dense& p, const Block& b, const Segment* segments, 
         const bool inside = in_d >= 0 && in_d < ad.source && in_h >= 0 && in_h < ah.source;
         row[s] = inside ? g.n * p.src_n + in_d * ad.source_stride + in_h * ah.source_stride : -1;
         first[s] = g.w * aw.step + aw.offset + tap.w * aw.offset_step;
+        const std::int64_t low = g.w * aw.step + aw.offset + imin(0, reach);
+        const std::int64_t high = (g.w + g.len - 1) * aw.step + aw.offset + imax(0, reach);
+        inner[s] = inside && low >= 0 && high < aw.source;
       }
     for (std::int64_t s = 0; s < count; ++s) {
-      out = add_runs(aw, segments[s], row[s], first[s], dst + static_cast<std::int32_t>(segments[s].at), out);
+      const std::int32_t at = dst + static_cast<std::int32_t>(segments[s].at);
+      if (inner[s])
+        *out++ = {row[s] + first[s] * aw.source_stride, at, static_cast<std::int32_t>(segments[s].len)};
+      else
+        out = add_runs(aw, segments[s], row[s], first[s], at, out);
       first[s] += aw.offset_step;
     }
     if (++tap.w == aw.taps) {
@@ -272,6 +283,28 @@ inline void pack_channel_taps(const Dense& p, const S* row, std::int64_t w, std:
   }
 }
 
+// The pixels of a segment whose window row lies inside the image, from the left: one run of `length` elements each, copied
+// as whole vectors into rows that have a vector of slack. Pixels at the left edge are done the slow way on the way.
+// Returns how many pixels were done.
+template <class S, class C>
+std::int64_t pack_joined_pixels(const Axis& a, const Segment& g, const S* row, const S* end, std::int64_t tap0,
+                                std::int64_t length, std::int64_t channels, C* out, std::int64_t ldk) {
+  constexpr int L = kLanes<C>;
+  const std::int64_t taps = length / channels, vectors = ceil_div(length, L);
+  std::int64_t i = 0;
+  for (; i < g.len; ++i, out += ldk) {
+    const std::int64_t first = (g.w + i) * a.step + a.offset + tap0;
+    const std::int64_t lo = imin(taps, imax(0, -first));
+    if (first + taps > a.source) break;
+    const S* from = row + (first + lo) * a.source_stride;
+    if (from + vectors * L > end) break;
+    for (std::int64_t v = 0; v * L < lo * channels; ++v) store(out + v * L, vec<C>{});
+    const std::int64_t rest = length - lo * channels;
+    for (std::int64_t v = 0; v * L < rest; ++v) store(out + lo * channels + v * L, load(from + v * L));
+  }
+  return i;
+}
+
 template <class S, class C>
 void pack_channel_rows(const Dense& p, std::int64_t group, const Block& b, const Segment* segments, std::int64_t count,
                        C* dst, std::int64_t ldk) {
@@ -289,7 +322,12 @@ void pack_channel_rows(const Dense& p, std::int64_t group, const Block& b, const
       const bool inside = in_d >= 0 && in_d < ad.source && in_h >= 0 && in_h < ah.source;
       const S* row = src + g.n * p.src_n + in_d * ad.source_stride + in_h * ah.source_stride;
       C* out = dst + g.at * ldk + (t - b.tap0) * channels;
-      for (std::int64_t i = 0; i < g.len; ++i, out += ldk) {
+      std::int64_t i = 0;
+      if (inside && joined) {
+        i = pack_joined_pixels(aw, g, row, source_end<S>(p), tap.w, (w_end - tap.w) * channels, channels, out, ldk);
+        out += i * ldk;
+      }
+      for (; i < g.len; ++i, out += ldk) {
         if (inside)
           pack_channel_taps(p, row, g.w + i, tap.w, w_end, channels, joined, out);
         else
@@ -301,7 +339,8 @@ void pack_channel_rows(const Dense& p, std::int64_t group, const Block& b, const
 }
 
 // The same as a table of pointers instead of a copy, for source channels at distance 1 in the compute type:
-// table[panel][tap][kRows] points to channel c0 of each pixel of a row panel; padding points to `zeros`.
+// table[panel][tap][kRows] points to channel c0 of each pixel of a row panel; padding points to `zeros`, and a tap that is
+// padding for the whole panel is null in its first row, so that the tile skips it (a third of a dilated window at an edge).
 template <class C>
 void point_channel_rows(const Dense& p, std::int64_t group, const Block& b, const Segment* segments, std::int64_t count,
                         const C* zeros, const C** table) {
@@ -324,6 +363,12 @@ void point_channel_rows(const Dense& p, std::int64_t group, const Block& b, cons
         if (++m == kRows) m = 0, ++panel;
       }
     }
+  }
+  const Segment& last = segments[count - 1];
+  for (std::int64_t i = 0; i < (last.at + last.len) / kRows * taps; ++i) {  // full panels only
+    bool padding = true;
+    for (int m = 0; m < kRows; ++m) padding = padding && table[i * kRows + m] == zeros;
+    if (padding) table[i * kRows] = nullptr;
   }
 }
 
@@ -362,6 +407,14 @@ void pack_weight_run(const S* src, std::int64_t out_stride, std::int64_t stride,
   }
 }
 
+// A block has all taps, and a filter's taps follow each other in memory.
+inline bool taps_in_one_piece(const Dense& p, const Block& b) {
+  const Axis* a = p.axis;
+  return b.tap1 - b.tap0 == tap_count(p) && (a[2].taps == 1 || a[2].weight_step == 1) &&
+         (a[1].taps == 1 || a[1].weight_step == a[2].taps) &&
+         (a[0].taps == 1 || a[0].weight_step == a[2].taps * a[1].taps);
+}
+
 // `lanes` output channels from `first` of one block, transposed to panel[k][width].
 template <class S, class C>
 void pack_weight_panel(const Dense& p, std::int64_t group, const Block& b, bool channel_rows, std::int64_t first,
@@ -369,12 +422,9 @@ void pack_weight_panel(const Dense& p, std::int64_t group, const Block& b, bool 
   const S* base = static_cast<const S*>(p.weight) + group * p.weight_group + first * p.weight_out;
   const Axis* a = p.axis;
   const std::int64_t channels = b.c1 - b.c0, taps = b.tap1 - b.tap0;
-  const bool all_taps = taps == tap_count(p) && (a[2].taps == 1 || a[2].weight_step == 1) &&
-                        (a[1].taps == 1 || a[1].weight_step == a[2].taps) &&
-                        (a[0].taps == 1 || a[0].weight_step == a[2].taps * a[1].taps);
   if (lanes < width)
     for (std::int64_t i = 0; i < channels * taps * width; ++i) dst[i] = C(0);
-  if (!channel_rows && all_taps) {  // k = (channel, tap), taps in one piece
+  if (!channel_rows && taps_in_one_piece(p, b)) {  // k = (channel, tap)
     if (p.weight_red == taps || channels == 1)
       return pack_weight_run(base + b.c0 * p.weight_red, p.weight_out, 1, lanes, channels * taps, width, dst, width);
     for (std::int64_t c = 0; c < channels; ++c)

@@ -72,18 +72,19 @@ void pack_gout_panel(const Dense& d, std::int64_t group, std::int64_t k0, std::i
                      const Segment* segments, std::int64_t count, C* panel) {
   const S* src = static_cast<const S*>(d.dst) + (group * d.out_c + k0) * d.dst_c;
   const std::int64_t step = d.axis[2].out_stride;
+  if (lanes < width) zero(panel, (segments[count - 1].at + segments[count - 1].len) * width);
   for (std::int64_t s = 0; s < count; ++s) {
     const Segment& g = segments[s];
     const S* at = src + g.n * d.dst_n + g.d * d.axis[0].out_stride + g.h * d.axis[1].out_stride + g.w * step;
     C* out = panel + g.at * width;
     if (d.dst_c == 1) {
       for (std::int64_t i = 0; i < g.len; ++i) copy_run(out + i * width, at + i * step, lanes);
+    } else if (step == 1) {
+      transpose_lanes(at, d.dst_c, lanes, g.len, out, width);
     } else {
-      for (std::int64_t o = 0; o < lanes; ++o)
-        for (std::int64_t i = 0; i < g.len; ++i) out[i * width + o] = load1(at + o * d.dst_c + i * step);
+      for (std::int64_t i = 0; i < g.len; ++i)
+        for (std::int64_t o = 0; o < lanes; ++o) out[i * width + o] = load1(at + o * d.dst_c + i * step);
     }
-    for (std::int64_t o = lanes; o < width; ++o)
-      for (std::int64_t i = 0; i < g.len; ++i) out[i * width + o] = C(0);
   }
 }
 
@@ -122,13 +123,14 @@ void weight_tiles(const WeightTask<C>& t, const Block& b, std::int64_t pixels, s
   }
 }
 
-// P[r][pixel] of a chunk, panel by panel.
+// P[r][pixel] of a chunk, as many rows of the image at a time as one list takes.
 template <class S, class C>
 void pack_pixel_chunk(const WeightTask<C>& t, const Block& b, std::int64_t x, std::int64_t pixels, std::int64_t ldp) {
-  Segment panel[kCols<C>];
-  for (std::int64_t i = 0; i < pixels; i += kCols<C>) {
-    const std::int64_t count = make_segments(*t.d, x + i, x + imin(pixels, i + kCols<C>), panel);
-    const std::int64_t runs = list_runs<C>(*t.d, b, panel, count, ldp, t.runs);
+  Segment panel[kMaxSegments];
+  const std::int64_t most = (kMaxSegments - 1) * t.d->axis[2].out;
+  for (std::int64_t i = 0; i < pixels; i += most) {
+    const std::int64_t count = make_segments(*t.d, x + i, x + imin(pixels, i + most), panel);
+    const std::int64_t runs = list_runs(*t.d, b, panel, count, ldp, t.runs);
     pack_pixel_panel<S, C>(*t.d, t.group, b, t.runs, runs, t.patches + i, ldp);
   }
 }
@@ -141,7 +143,7 @@ void run_weight_task(const WeightTask<C>& t) {
   for (std::int64_t x = t.pixel0; x < t.pixel1; x += kChunk) {
     const std::int64_t pixels = imin(kChunk, t.pixel1 - x);
     const std::int64_t count = make_segments(d, x, x + pixels, t.segments);
-    const std::int64_t ldp = odd_lines<C>(plan.channel_rows ? b.depth() : pixels + kSlack<C>);
+    const std::int64_t ldp = odd_lines<C>((plan.channel_rows ? b.depth() : pixels) + kSlack<C>);
     if (plan.channel_rows)
       pack_channel_rows<S, C>(d, t.group, b, t.segments, count, t.patches, ldp);
     else
@@ -156,26 +158,76 @@ void run_weight_task(const WeightTask<C>& t) {
   }
 }
 
-// gw and grad_bias of output channels [k0, k1) of a group: the splits added in order.
+// The partial sums of one (group) and how the splits lie: element i is the sum over s of at[i + s * distance], in order.
+template <class C>
+struct Parts {
+  const C* at;
+  std::int64_t splits, distance;
+  C one(std::int64_t i) const {
+    C sum = at[i];
+    for (std::int64_t s = 1; s < splits; ++s) sum += at[i + s * distance];
+    return sum;
+  }
+  vec<C> several(std::int64_t i) const {
+    vec<C> sum = load(at + i);
+    for (std::int64_t s = 1; s < splits; ++s) sum += load(at + i + s * distance);
+    return sum;
+  }
+};
+
+// out[k * out_stride + r] = parts[r * ld + k] for k < lanes, r < n: squares turned in registers.
 template <class C, class D>
-void write_weights(const Dense& d, const WeightPlan<C>& plan, const C* parts, std::int64_t group, std::int64_t k0,
-                   std::int64_t k1) {
-  D* out = static_cast<D*>(d.weight) + group * d.weight_group;
+void write_turned(const Parts<C>& parts, std::int64_t from, std::int64_t ld, std::int64_t lanes, std::int64_t n, D* out,
+                  std::int64_t out_stride) {
+  constexpr int L = kLanes<C>;
+  for (std::int64_t k = 0; k < lanes; k += L) {
+    std::int64_t r = 0;
+    for (; r + L <= n; r += L) {
+      vec<C> square[L];
+      for (int i = 0; i < L; ++i) square[i] = parts.several(from + (r + i) * ld + k);
+      transpose<C>(square);
+      for (std::int64_t i = 0; i < imin(L, lanes - k); ++i) store(out + (k + i) * out_stride + r, square[i]);
+    }
+    for (; r < n; ++r)
+      for (std::int64_t i = 0; i < imin(L, lanes - k); ++i)
+        store1(out + (k + i) * out_stride + r, parts.one(from + r * ld + k + i));
+  }
+}
+
+// n elements of a row of the partial sums to elements `step` apart.
+template <class C, class D>
+void write_row(const Parts<C>& parts, std::int64_t from, std::int64_t n, D* out, std::int64_t step) {
+  std::int64_t i = 0;
+  if (step == 1)
+    for (; i + kLanes<C> <= n; i += kLanes<C>) store(out + i, parts.several(from + i));
+  for (; i < n; ++i) store1(out + i * step, parts.one(from + i));
+}
+
+// gw of output channels [k0, k1) of a group.
+template <class C, class D>
+void write_weights(const Dense& d, const WeightPlan<C>& plan, const Parts<C>& parts, std::int64_t group,
+                   std::int64_t k0, std::int64_t k1) {
+  const Axis* a = d.axis;
   for (std::int64_t i = 0; i < plan.cut.count(); ++i) {
     const Block b = plan.cut.block(i);
-    const std::int64_t channels = b.c1 - b.c0;
-    for (std::int64_t r = 0; r < b.depth(); ++r) {
-      const std::int64_t c = b.c0 + (plan.channel_rows ? r % channels : r / (b.tap1 - b.tap0));
-      const Tap tap = tap_at(d, b.tap0 + (plan.channel_rows ? r / channels : r % (b.tap1 - b.tap0)));
-      D* at = out + c * d.weight_red + tap.d * d.axis[0].weight_step + tap.h * d.axis[1].weight_step +
-              tap.w * d.axis[2].weight_step;
-      for (std::int64_t k = k0; k < k1; ++k) {
-        const C* from = parts + group * plan.part() +
-                        (plan.channel_rows ? k * plan.ld + i * round_up_line<C>(plan.depth) + r
-                                           : (i * plan.depth + r) * plan.ld + k);
-        C sum = plan.pixels > 0 ? from[0] : C(0);
-        for (std::int64_t s = 1; s < plan.splits; ++s) sum += from[s * plan.groups * plan.part()];
-        store1(at + k * d.weight_out, sum);
+    const std::int64_t channels = b.c1 - b.c0, taps = b.tap1 - b.tap0;
+    D* out = static_cast<D*>(d.weight) + group * d.weight_group + b.c0 * d.weight_red;
+    if (!plan.channel_rows && taps_in_one_piece(d, b) && d.weight_red == taps) {
+      write_turned(parts, i * plan.depth * plan.ld + k0, plan.ld, k1 - k0, b.depth(), out + k0 * d.weight_out,
+                   d.weight_out);
+      continue;
+    }
+    for (std::int64_t t = 0; t < taps; ++t) {
+      const Tap tap = tap_at(d, b.tap0 + t);
+      D* at = out + tap.d * a[0].weight_step + tap.h * a[1].weight_step + tap.w * a[2].weight_step;
+      if (plan.channel_rows) {
+        const std::int64_t column = i * round_up_line<C>(plan.depth) + t * channels;
+        for (std::int64_t k = k0; k < k1; ++k)
+          write_row(parts, k * plan.ld + column, channels, at + k * d.weight_out, d.weight_red);
+      } else {
+        for (std::int64_t c = 0; c < channels; ++c)
+          write_row(parts, (i * plan.depth + c * taps + t) * plan.ld + k0, k1 - k0,
+                    at + c * d.weight_red + k0 * d.weight_out, d.weight_out);
       }
     }
   }
@@ -191,9 +243,10 @@ void by_weight(const Dense& d) {
       scratch_bytes(Slot::shared, plan.splits * all_out * sizeof(double) + 64 + sums * sizeof(C)));
   C* parts = reinterpret_cast<C*>(bias + ceil_div(plan.splits * all_out, 8) * 8);
   for (std::int64_t i = 0; i < plan.splits * all_out; ++i) bias[i] = 0;
+  if (plan.pixels == 0) zero(parts, sums);
 
   parallel_for(plan.tasks(), 1, [&](std::int64_t begin, std::int64_t end) {
-    const std::int64_t patches = imax(plan.depth * odd_lines<C>(kChunk + kSlack<C>), kChunk * odd_lines<C>(plan.depth)) + kCols<C>;
+    const std::int64_t patches = imax(plan.depth * odd_lines<C>(kChunk + kSlack<C>), kChunk * odd_lines<C>(plan.depth + kSlack<C>)) + kCols<C>;
     const std::int64_t gout = (ceil_div(imin(d.out_c, kOutBlock + plan.lanes), plan.lanes) + 1) * plan.lanes * kChunk;
     WeightTask<C> t{};
     t.d = &d;
@@ -201,7 +254,7 @@ void by_weight(const Dense& d) {
     const std::int64_t taps = ceil_div(plan.cut.taps, plan.cut.tap_blocks);
     t.patches = static_cast<C*>(scratch_bytes(Slot::local, (patches + gout + 64) * sizeof(C) +
                                                                (kChunk + 1) * sizeof(Segment) +
-                                                               3 * taps * kCols<C> * sizeof(Run)));
+                                                               3 * taps * kMaxSegments * sizeof(Run)));
     t.gout = t.patches + patches;
     t.segments = reinterpret_cast<Segment*>(t.gout + ceil_div(gout, 16) * 16);
     t.runs = reinterpret_cast<Run*>(t.segments + kChunk + 1);
@@ -223,7 +276,7 @@ void by_weight(const Dense& d) {
   parallel_for(plan.groups * panels, 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
       const std::int64_t group = i / panels, k0 = i % panels * kCols<C>, k1 = imin(d.out_c, k0 + kCols<C>);
-      write_weights<C, D>(d, plan, parts, group, k0, k1);
+      write_weights<C, D>(d, plan, {parts + group * plan.part(), plan.splits, plan.groups * plan.part()}, group, k0, k1);
       for (std::int64_t k = group * d.out_c + k0; d.bias && k < group * d.out_c + k1; ++k) {
         double sum = 0;
         for (std::int64_t s = 0; s < plan.splits; ++s) sum += bias[s * all_out + k];

@@ -1,0 +1,138 @@
+"""Writes README's benchmark table from a results file, between the markers <!-- benchmark:begin --> and :end.
+
+python benchmarks/report.py [benchmarks/results/<name>.json] [--readme README.md] [--print]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+BEGIN, END = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"
+Row = dict[str, Any]
+
+
+def grouped(rows: list[Row], *keys: str) -> dict[tuple, list[Row]]:
+    groups: dict[tuple, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[tuple(row[k] for k in keys)].append(row)
+    return groups
+
+
+def mean_ratio(rows: list[Row]) -> float:
+    return statistics.geometric_mean(r["ratio"] for r in rows)
+
+
+def against_better_layout(rows: list[Row]) -> float:
+    """Geometric mean of torch's time / ours where each may take the layout it is faster in."""
+    ratios = [
+        min(r["torch_us_min"] for r in same) / min(r["us_min"] for r in same)
+        for same in grouped(rows, "problem", "dtype").values()
+    ]
+    return statistics.geometric_mean(ratios)
+
+
+def table(head: list[str], body: list[list[str]]) -> list[str]:
+    rule = ["---" if i == 0 else "---:" for i in range(len(head))]
+    return [f"| {' | '.join(cells)} |" for cells in [head, rule, *body]]
+
+
+def summary(rows: list[Row]) -> list[str]:
+    head = [
+        "op",
+        "threads",
+        "contiguous",
+        "channels_last",
+        "better layout of each",
+        "win / even / loss",
+        "of ceiling",
+    ]
+    body = []
+    for (op, count), same in grouped(rows, "op", "threads").items():
+        by_layout = {layout: mean_ratio(part) for (layout,), part in grouped(same, "layout").items()}
+        verdicts = [sum(r["verdict"] == v for r in same) for v in ("win", "even", "loss")]
+        ceiling = statistics.median(r["ceiling_percent"] for r in same)
+        cells = [f"x{by_layout[layout]:.2f}" if layout in by_layout else "" for layout in head[2:4]]
+        better = f"x{against_better_layout(same):.2f}"
+        counts = " / ".join(map(str, verdicts))
+        body.append([f"`{op}`", str(count), *cells, better, counts, f"{ceiling:.0f} %"])
+    return table(head, body)
+
+
+def losses(rows: list[Row]) -> list[str]:
+    lost = sorted((r for r in rows if r["verdict"] == "loss"), key=lambda r: r["ratio"])
+    if not lost:
+        return ["convnorm loses no row of this set."]
+    body = [
+        [
+            f"`{r['op']}`",
+            f"{r['problem']} ({r['source']})",
+            r["layout"],
+            str(r["threads"]),
+            f"{r['us']:.0f}",
+            f"{r['torch_us']:.0f}",
+            f"x{r['ratio']:.2f}",
+        ]
+        for r in lost
+    ]
+    head = ["op", "problem", "layout", "threads", "us", "torch us", "ratio"]
+    return [f"Rows where convnorm loses ({len(lost)} of {len(rows)}):", "", *table(head, body)]
+
+
+def report(result: dict[str, Any]) -> str:
+    m, rows = result["machine"], result["rows"]
+    limits = "; ".join(
+        f"{count} thread(s): {c['GFLOP/s']:.0f} GFLOP/s of multiply-adds, {c['GB/s']:.0f} GB/s of copying"
+        for count, c in result["ceilings"].items()
+    )
+    dtypes = ", ".join(sorted({r["dtype"] for r in rows}))
+    lines = [
+        f"{m['cpu']}, {m['cores']} cores, {m['isa']}; torch {m['torch']}; convnorm {m['convnorm']} at "
+        f"{m['commit']}, {m['date']}; {dtypes}{'; short races (--quick)' if result['quick'] else ''}.",
+        f"Ceilings measured in the same run: {limits}.",
+        "",
+        "torch's time / convnorm's time, geometric mean over the set; above 1 convnorm is faster. A row is a "
+        "win or a loss only where the spread of the race agrees; the last column is a median.",
+        "",
+        *summary(rows),
+        "",
+        *losses(rows),
+    ]
+    return "\n".join(lines)
+
+
+def newest() -> Path:
+    files = sorted((ROOT / "benchmarks/results").glob("*.json"), key=lambda p: p.stat().st_mtime)
+    if not files:
+        sys.exit("report: benchmarks/results has no .json file; run benchmarks/run.py first")
+    return files[-1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("result", nargs="?", type=Path)
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--print", action="store_true", help="print the table and leave the README as it is")
+    options = parser.parse_args()
+    text = report(json.loads((options.result or newest()).read_text()))
+    if options.print:
+        print(text)
+        return
+    readme = options.readme.read_text()
+    if readme.count(BEGIN) != 1 or readme.count(END) != 1:
+        sys.exit(f"report: {options.readme} must have the markers {BEGIN} and {END} once each")
+    before, rest = readme.split(BEGIN)
+    after = rest.split(END)[1]
+    options.readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+// Statistics by blocks (Welford 1962; Chan, Golub, LeVeque 1979). Include below a cpu/target_*.h, after
+// vec.h.
+//
+// A block of n values is summed about a shift m that is a float near the mean: d = x - m, s1 = sum d, s2 =
+// sum d^2. Then mean_b = m + s1/n and M2_b = s2 - s1^2/n, and blocks are merged in double:
+//   delta = mean_b - mean;  mean += delta n_b/n;  M2 += M2_b + delta^2 n_a n_b/n.
+// With m the mean of all blocks before (the first block is swept once more, for its own mean), the rounding
+// error of s2 is a small multiple of eps * n_b (mean_b - m)^2 + eps * M2_b, and M2 grows by at least as much
+// in that merge: the relative error stays near eps whatever the mean, the order of the data or the layout.
+// Constants give exactly zero.
+//
+// Squares of huge or tiny floats leave float's range; a block whose s2 does is swept again in double.
+#pragma once
+
+namespace convnorm {
+namespace {
+
+struct Moments {
+  double count = 0, mean = 0, m2 = 0;
+};
+
+inline void merge(Moments& into, const Moments& block) {
+  if (block.count == 0) return;
+  const double count = into.count + block.count;
+  const double delta = block.mean - into.mean;
+  into.mean = into.count == 0 ? block.mean : into.mean + delta * (block.count / count);
+  into.m2 += block.m2 + (into.count == 0 ? 0 : delta * delta * (into.count * block.count / count));
+  into.count = count;
+}
+
+inline Moments moments(double count, double shift, double s1, double s2) {
+  const double m2 = s2 - s1 * s1 / count;
+  return {count, shift + s1 / count, m2 < 0 ? 0.0 : m2};  // NaN stays NaN
+}
+
+// Sums of squares between these bounds have lost nothing to float's range.
+inline bool in_range(float s2) { return s2 > 1e-30f && s2 < 1e36f; }
+inline bool in_range(double) { return true; }
+
+inline bool is_finite(double x) { return x - x == 0; }
+
+// As many doubles as a vector of C has lanes, in registers of their own (one vector type of twice the
+// register size is kept in memory by gcc 12).
+template <class C>
+struct Wide {
+  static constexpr int kParts = sizeof(double) / sizeof(C);
+  vec<double> part[kParts];
+};
+
+inline Wide<double> widen(vec<double> v) { return {{v}}; }
+inline Wide<float> widen(vec<float> v) {
+#if CONVNORM_VECTOR_BYTES == 64
+  const __m512 m = bits_as<__m512>(v);
+  return {{bits_as<vec<double>>(_mm512_cvtps_pd(_mm512_castps512_ps256(m))),
+           bits_as<vec<double>>(_mm512_cvtps_pd(_mm512_extractf32x8_ps(m, 1)))}};
+#elif CONVNORM_VECTOR_BYTES == 32
+  const __m256 m = bits_as<__m256>(v);
+  return {{bits_as<vec<double>>(_mm256_cvtps_pd(_mm256_castps256_ps128(m))),
+           bits_as<vec<double>>(_mm256_cvtps_pd(_mm256_extractf128_ps(m, 1)))}};
+#else
+  return {{vec<double>{v[0], v[1]}, vec<double>{v[2], v[3]}}};
+#endif
+}
+
+template <class C>
+inline Wide<C> load_wide(const double* p) {
+  Wide<C> w;
+  for (int i = 0; i < Wide<C>::kParts; ++i) w.part[i] = load(p + i * kLanes<double>);
+  return w;
+}
+template <class C>
+inline void store_wide(double* p, const Wide<C>& w) {
+  for (int i = 0; i < Wide<C>::kParts; ++i) store(p + i * kLanes<double>, w.part[i]);
+}
+
+// Two sums over wide values: g, and g (x - mean).
+template <class C>
+struct WideSums {
+  Wide<C> g{}, dot{};
+
+  inline void add(vec<C> grad, vec<C> x, const Wide<C>& mean) {
+    const Wide<C> gw = widen(grad), xw = widen(x);
+    for (int i = 0; i < Wide<C>::kParts; ++i) {
+      g.part[i] += gw.part[i];
+      dot.part[i] += gw.part[i] * (xw.part[i] - mean.part[i]);
+    }
+  }
+};
+
+template <class C>
+inline double wide_sum(const Wide<C>& a, const Wide<C>& b) {
+  double sum = 0;
+  for (int i = 0; i < Wide<C>::kParts; ++i) sum += lane_sum<double>(a.part[i] + b.part[i]);
+  return sum;
+}
+
+// Sum of n lanes, halves folded onto each other.
+template <int n, class A, class V>
+inline A fold(const V& v) {
+  A lane[n];
+  __builtin_memcpy(lane, &v, sizeof(v));
+  for (int half = n / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+  return lane[0];
+}
+
+// Vector accumulators of one block, several of them so that additions overlap. A is float, or double for the
+// sweep that cannot leave the range; both have as many lanes as a vector of C.
+template <class C, class A>
+struct BlockSums {
+  static constexpr int kWays = 4;
+  typedef A V __attribute__((vector_size(kLanes<C> * sizeof(A))));
+  V s1[kWays] = {}, s2[kWays] = {};
+  V shift;
+
+  explicit BlockSums(double m) : shift(V{} + static_cast<A>(m)) {}
+
+  inline void add(int way, vec<C> x, ivec<C> on) {
+    V d = __builtin_convertvector(x, V) - shift;
+    d = only(d, on);
+    s1[way] += d;
+    s2[way] += d * d;
+  }
+  double total(const V (&s)[kWays]) const { return fold<kLanes<C>, A>((s[0] + s[1]) + (s[2] + s[3])); }
+
+ private:
+  static inline V only(V d, ivec<C> on) {
+    typedef decltype(d < d) M;
+    return __builtin_convertvector(on, M) ? d : V{};
+  }
+};
+
+}  // namespace
+}  // namespace convnorm

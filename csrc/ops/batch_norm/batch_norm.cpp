@@ -1,0 +1,250 @@
+// Batch norm: schemas, checks, allocation and choice of kernel.
+#include "ops/batch_norm/batch_norm.h"
+
+#include "common/registry.h"
+#include "common/tensor.h"
+#include "ops/batch_norm/channel_vector.h"
+
+namespace convnorm {
+namespace {
+
+namespace bn = batch_norm;
+
+#define CONVNORM_ROWS(direction, isa)                                                                        \
+  {"batch_norm_planes_" #isa, "vectors along the image; a channel stays in L2 between its sweeps", Isa::isa, \
+   [](const auto& p) { return bn::refuse_rows(p.rows); }, bn::kernels_##isa.direction##_planes},             \
+  {                                                                                                          \
+    "batch_norm_rows_" #isa, "vectors over channels; tiles of rows merged in order", Isa::isa,               \
+        [](const auto& p) { return bn::refuse_planes(p.rows); }, bn::kernels_##isa.direction##_rows          \
+  }
+#if defined(__x86_64__)
+#define CONVNORM_WIDE_ROWS(direction) CONVNORM_ROWS(direction, avx512), CONVNORM_ROWS(direction, avx2),
+#else
+#define CONVNORM_WIDE_ROWS(direction)
+#endif
+
+const char* const kReferenceAbout = "textbook loops in double, any strides";
+
+std::span<const bn::Kernel<bn::Forward>> forward_kernels() {
+  static const bn::Kernel<bn::Forward> rows[] = {
+      CONVNORM_WIDE_ROWS(forward) CONVNORM_ROWS(forward, generic),
+      {"batch_norm_reference", kReferenceAbout, Isa::generic, nullptr, bn::forward_reference}};
+  return rows;
+}
+
+std::span<const bn::Kernel<bn::Backward>> backward_kernels() {
+  static const bn::Kernel<bn::Backward> rows[] = {
+      CONVNORM_WIDE_ROWS(backward) CONVNORM_ROWS(backward, generic),
+      {"batch_norm_reference", kReferenceAbout, Isa::generic, nullptr, bn::backward_reference}};
+  return rows;
+}
+
+const Register<bn::Kernel<bn::Forward>> register_train("batch_norm_train", forward_kernels());
+const Register<bn::Kernel<bn::Forward>> register_eval("batch_norm_eval", forward_kernels());
+const Register<bn::Kernel<bn::Backward>> register_backward("batch_norm_backward", backward_kernels());
+
+NormView norm_view(const Tensor& t) {
+  const View5 v = lift(t);
+  NormView out;
+  out.data = v.data;
+  out.outer = v.n;
+  out.channels = v.c;
+  out.inner = v.size[0] * v.size[1] * v.size[2];
+  out.size = v.size;
+  out.outer_stride = v.stride_n;
+  out.channel_stride = v.stride_c;
+  out.stride = v.stride;
+  return out;
+}
+
+// The dtype of input, after what every op of this room asks of it.
+DType check_input(const char* op, const Tensor& input) {
+  const std::int64_t dim = input.dim();
+  check(dim >= 2 && dim <= kMaxDims, op, ": input of size ", shape_text(input),
+        " must be (n, c), (n, c, l), (n, c, h, w) or (n, c, d, h, w)");
+  return float_dtype(op, "input", input);
+}
+
+// residual, grad_output and output have input's shape, dtype and device.
+void check_like(const char* op, const char* name, const Tensor& t, const Tensor& input) {
+  check(shape_text(t) == shape_text(input), op, ": ", name, " of size ", shape_text(t),
+        " must have the size of input, ", shape_text(input));
+  check(t.scalar_type() == input.scalar_type(), op, ": ", name, " has dtype ", dtype_name(t.scalar_type()),
+        ", must be input's ", dtype_name(input.scalar_type()));
+  check_same_device(op, "input", input, name, t);
+}
+
+// torch allows zero in evaluation only.
+void check_eps(const char* op, double eps, bool train) {
+  if (train) check_value(eps > 0, op, ": batch_norm eps must be positive during training, but got ", eps);
+  check_value(eps >= 0, op, ": batch_norm eps must be non-negative, but got ", eps);
+}
+
+Ints sizes_of(const Tensor& t) {
+  const auto sizes = t.sizes();
+  return Ints(sizes.begin(), sizes.end());
+}
+
+Tensor dense_like(const Tensor& t) { return empty(t, sizes_of(t), suggested_layout(t)); }
+
+bool in_rows(const Tensor& t) {
+  return suggested_layout(t) == Layout::channels_last || norm_view(t).inner == 1;
+}
+
+bn::Forward forward_params(const char* op, const Tensor& input, const OptTensor& residual,
+                           const Tensor& output, const ChannelVector& weight, const ChannelVector& bias) {
+  bn::Forward p;
+  p.dtype = float_dtype(op, "input", input);
+  p.rows = in_rows(input);
+  p.x = norm_view(input);
+  p.out = norm_view(output);
+  if (residual) p.residual = norm_view(*residual);
+  p.weight = weight.data();
+  p.bias = bias.data();
+  return p;
+}
+
+std::tuple<Tensor, Tensor> batch_norm_train(Tensor input, OptTensor weight, OptTensor bias,
+                                            OptTensor residual, double eps, bool relu) {
+  const char* op = "batch_norm_train";
+  check_input(op, input);
+  check_eps(op, eps, true);
+  if (residual) check_like(op, "residual", *residual, input);
+  const ChannelVector w(op, "weight", weight, input), b(op, "bias", bias, input);
+  const std::int64_t channels = input.size(1);
+  Tensor output = dense_like(input),
+         stats = empty(input, {2, channels}, Layout::contiguous, ScalarType::Double);
+  bn::Forward p = forward_params(op, input, residual, output, w, b);
+  const Ints sizes = sizes_of(input);
+  check_value(p.x.values() != 1,
+              "Expected more than 1 value per channel when training, got input size torch.Size([",
+              shape_text(sizes).substr(1, shape_text(sizes).size() - 2), "])");
+  p.eps = eps;
+  p.relu = relu;
+  p.mean = view(stats).as<double>();
+  p.var = p.mean + channels;
+  if (p.x.values() == 0) {
+    for (std::int64_t c = 0; c < channels; ++c) p.mean[c] = 0, p.var[c] = 1;
+    return {output, stats};
+  }
+  if (channels > 0) choose(op, forward_kernels(), p).run(p);
+  return {output, stats};
+}
+
+Tensor batch_norm_eval(Tensor input, OptTensor weight, OptTensor bias, OptTensor residual,
+                       Tensor running_mean, Tensor running_var, double eps, bool relu) {
+  const char* op = "batch_norm_eval";
+  check_input(op, input);
+  check_eps(op, eps, false);
+  if (residual) check_like(op, "residual", *residual, input);
+  const ChannelVector w(op, "weight", weight, input), b(op, "bias", bias, input);
+  ChannelVector mean(op, "running_mean", running_mean, input), var(op, "running_var", running_var, input);
+  Tensor output = dense_like(input);
+  bn::Forward p = forward_params(op, input, residual, output, w, b);
+  p.train = false;
+  p.eps = eps;
+  p.relu = relu;
+  p.mean = mean.data();
+  p.var = var.data();
+  if (p.x.values() * p.x.channels > 0) choose(op, forward_kernels(), p).run(p);
+  return output;
+}
+
+// running = (1 - momentum) running + momentum batch, with the unbiased variance; nothing is written for empty
+// batches.
+void batch_norm_update(OptTensor running_mean, OptTensor running_var, Tensor stats, std::int64_t count,
+                       double momentum) {
+  const char* op = "batch_norm_update";
+  check(stats.dim() == 2 && stats.size(0) == 2 && stats.is_contiguous() &&
+            stats.scalar_type() == ScalarType::Double,
+        op, ": stats of size ", shape_text(stats), " must be a contiguous float64 tensor (2, channels)");
+  const std::int64_t channels = stats.size(1);
+  const double* batch_mean = view(stats).as<double>();
+  ChannelVector mean(op, "running_mean", running_mean, stats, channels);
+  ChannelVector var(op, "running_var", running_var, stats, channels);
+  if (count == 0) return;
+  const double unbiased = static_cast<double>(count) / static_cast<double>(count - 1);
+  for (std::int64_t c = 0; c < channels; ++c) {
+    if (running_mean) mean.data()[c] = momentum * batch_mean[c] + (1 - momentum) * mean.data()[c];
+    if (running_var)
+      var.data()[c] = momentum * unbiased * batch_mean[channels + c] + (1 - momentum) * var.data()[c];
+  }
+  if (running_mean) mean.store(*running_mean);
+  if (running_var) var.store(*running_var);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(Tensor grad_output, Tensor input,
+                                                               OptTensor weight, OptTensor bias,
+                                                               OptTensor output, Tensor stats, double eps,
+                                                               bool train, bool relu, bool want_input,
+                                                               bool want_affine, bool want_residual) {
+  const char* op = "batch_norm_backward";
+  check_input(op, input);
+  check_like(op, "grad_output", grad_output, input);
+  if (output) check_like(op, "output", *output, input);
+  const std::int64_t channels = input.size(1);
+  check(stats.dim() == 2 && stats.size(0) == 2 && stats.size(1) == channels && stats.is_contiguous() &&
+            stats.scalar_type() == ScalarType::Double,
+        op, ": stats of size ", shape_text(stats), " must be a contiguous float64 tensor (2, ", channels,
+        ")");
+  const ChannelVector w(op, "weight", weight, input), b(op, "bias", bias, input);
+  ChannelVector grad_w(channels), grad_b(channels);
+  Tensor grad_input = want_input ? dense_like(input) : empty(input, {0});
+  Tensor grad_residual = want_residual ? dense_like(input) : empty(input, {0});
+  Tensor grad_weight = empty(input, {want_affine ? channels : 0}, Layout::contiguous,
+                             weight ? weight->scalar_type() : input.scalar_type());
+  Tensor grad_bias = empty(input, {want_affine ? channels : 0}, Layout::contiguous,
+                           bias ? bias->scalar_type() : input.scalar_type());
+  bn::Backward p;
+  p.dtype = float_dtype(op, "input", input);
+  p.rows = in_rows(input);
+  p.train = train;
+  p.relu = relu;
+  p.want_input = want_input;
+  p.want_affine = want_affine;
+  p.eps = eps;
+  p.x = norm_view(input);
+  p.grad_output = norm_view(grad_output);
+  if (relu && output) p.out = norm_view(*output);
+  if (want_input) p.grad_input = norm_view(grad_input);
+  if (want_residual) p.grad_residual = norm_view(grad_residual);
+  p.weight = w.data();
+  p.bias = b.data();
+  p.mean = view(stats).as<double>();
+  p.var = p.mean + channels;
+  p.grad_weight = grad_w.data();
+  p.grad_bias = grad_b.data();
+  if (p.x.values() * channels > 0) choose(op, backward_kernels(), p).run(p);
+  if (want_affine) {
+    grad_w.store(grad_weight);
+    grad_b.store(grad_bias);
+  }
+  return {grad_input, grad_weight, grad_bias, grad_residual};
+}
+
+STABLE_TORCH_LIBRARY_FRAGMENT(convnorm, m) {
+  m.def(
+      "batch_norm_train(Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, float eps, bool relu)"
+      " -> (Tensor output, Tensor stats)");
+  m.def(
+      "batch_norm_eval(Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, Tensor running_mean,"
+      " Tensor running_var, float eps, bool relu) -> Tensor");
+  m.def(
+      "batch_norm_update(Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor stats, SymInt count,"
+      " float momentum) -> ()");
+  m.def(
+      "batch_norm_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, Tensor? output,"
+      " Tensor stats, float eps, bool train, bool relu, bool want_input, bool want_affine, bool "
+      "want_residual)"
+      " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(convnorm, CPU, m) {
+  m.impl("batch_norm_train", TORCH_BOX(&batch_norm_train));
+  m.impl("batch_norm_eval", TORCH_BOX(&batch_norm_eval));
+  m.impl("batch_norm_update", TORCH_BOX(&batch_norm_update));
+  m.impl("batch_norm_backward", TORCH_BOX(&batch_norm_backward));
+}
+
+}  // namespace
+}  // namespace convnorm

@@ -1,0 +1,92 @@
+// Batch norm: the contract between the host file and its kernels.
+//
+// Forward, per channel, over the M = n * inner values of the batch (train) or with given statistics (eval):
+//   mean = 1/M sum x         var = 1/M sum (x - mean)^2          r = 1 / sqrt(var + eps)
+//   xhat = (x - mean) r      y = weight xhat + bias              out = act(y + residual),  act = relu or
+//   identity
+// The mean is carried in double; x - mean is taken as (x - hi) with the low part of the mean inside the bias,
+// because a float mean alone would cost |mean|/std digits.
+//
+// Backward: g = grad_output, zero where relu cut (out <= 0; recomputed from x when there is no residual).
+//   grad_bias = sum g        grad_weight = sum g xhat            grad_residual = g
+//   grad_x = weight r (g - grad_bias/M - xhat grad_weight/M)  in training: mean and var depend on x,
+//   grad_x = weight r g                                       in evaluation.
+//
+// Statistics, sums and per-channel parameters are double; elements are computed in compute_t<T>
+// (common/dtype.h).
+#pragma once
+
+#include <cstdint>
+
+#include "common/dtype.h"
+#include "common/norm_view.h"
+#include "cpu/isa.h"
+
+namespace convnorm::batch_norm {
+
+struct Forward {
+  DType dtype = DType::f32;
+  bool rows = false;  // out is in rows (channels innermost), else in planes; both dense
+  bool train = true;
+  bool relu = false;
+  double eps = 0;
+  NormView x, residual, out;       // residual.data may be null
+  const double* weight = nullptr;  // [channels] or null: ones
+  const double* bias = nullptr;    // [channels] or null: zeros
+  double* mean = nullptr;          // [channels]; written in training, read in evaluation
+  double* var = nullptr;           // [channels]; biased
+};
+
+struct Backward {
+  DType dtype = DType::f32;
+  bool rows = false;
+  bool train = true;
+  bool relu = false;
+  bool want_input = true;
+  bool want_affine = true;  // grad_weight and grad_bias
+  double eps = 0;
+  NormView grad_output, x, out;        // out.data is null unless relu is masked by it
+  NormView grad_input, grad_residual;  // grad_residual.data may be null
+  const double* weight = nullptr;
+  const double* bias = nullptr;
+  const double* mean = nullptr;
+  const double* var = nullptr;
+  double* grad_weight = nullptr;  // [channels]; always there, filled in training or when wanted
+  double* grad_bias = nullptr;
+};
+
+inline const char* refuse_rows(bool rows) {
+  return rows ? "channels are innermost: the rows method is for them" : nullptr;
+}
+inline const char* refuse_planes(bool rows) {
+  return rows ? nullptr : "channels are not innermost: the planes method is for them";
+}
+
+// One row of the choice list (common/registry.h).
+template <class Params>
+struct Kernel {
+  const char* name;
+  const char* about;
+  Isa isa;
+  const char* (*refuse)(const Params&);
+  void (*run)(const Params&);
+};
+
+// What one instruction set exports.
+struct Kernels {
+  void (*forward_planes)(const Forward&);
+  void (*forward_rows)(const Forward&);
+  void (*backward_planes)(const Backward&);
+  void (*backward_rows)(const Backward&);
+};
+extern const Kernels kernels_generic;
+#if defined(__x86_64__)
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+#endif
+
+// Textbook loops in double over any strides: slow, and what the others are read against.
+void forward_reference(const Forward& p);
+void backward_reference(const Backward& p);
+
+}  // namespace convnorm::batch_norm

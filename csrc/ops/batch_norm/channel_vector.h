@@ -1,0 +1,86 @@
+// A per-channel tensor (weight, bias, running statistics) as doubles: checked, read and written back, any
+// strides.
+#pragma once
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <vector>
+
+#include "common/tensor.h"
+
+namespace convnorm {
+
+class ChannelVector {
+ public:
+  explicit ChannelVector(std::int64_t channels) : values_(channels), present_(true) {}
+
+  // One value per channel of input, of its dtype or (16-bit input) float32, on its device.
+  ChannelVector(const char* op, const char* name, const OptTensor& t, const Tensor& input) {
+    if (!t) return;
+    const ScalarType want = input.scalar_type(), got = t->scalar_type();
+    const bool half = want == ScalarType::BFloat16 || want == ScalarType::Half;
+    check(got == want || (half && got == ScalarType::Float), op, ": mixed dtype: ", name, " has dtype ",
+          dtype_name(got), ", must be ", half ? "float32 or " : "", "input's ", dtype_name(want));
+    load(op, name, *t, input, input.size(1));
+  }
+
+  // `channels` values of any floating dtype.
+  ChannelVector(const char* op, const char* name, const OptTensor& t, const Tensor& device_of,
+                std::int64_t channels) {
+    if (!t) return;
+    float_dtype(op, name, *t);
+    load(op, name, *t, device_of, channels);
+  }
+
+  // Null when the tensor was None.
+  double* data() { return present_ ? values_.data() : nullptr; }
+  const double* data() const { return present_ ? values_.data() : nullptr; }
+
+  void store(const Tensor& t) const {
+    walk(t,
+         [&](auto* p, std::size_t i) { *p = static_cast<std::remove_pointer_t<decltype(p)>>(values_[i]); });
+  }
+
+ private:
+  std::vector<double> values_;
+  bool present_ = false;
+
+  void load(const char* op, const char* name, const Tensor& t, const Tensor& device_of,
+            std::int64_t channels) {
+    check(t.numel() == channels, op, ": ", name, " should contain ", channels, " elements not ", t.numel());
+    check_same_device(op, "input", device_of, name, t);
+    values_.resize(channels);
+    present_ = true;
+    walk(t, [&](auto* p, std::size_t i) { values_[i] = static_cast<double>(*p); });
+  }
+
+  template <class F>
+  void walk(const Tensor& t, F f) const {
+    switch (t.scalar_type()) {
+      case ScalarType::Double:
+        return walk_as<double>(t, f);
+      case ScalarType::BFloat16:
+        return walk_as<c10::BFloat16>(t, f);
+      case ScalarType::Half:
+        return walk_as<c10::Half>(t, f);
+      default:
+        return walk_as<float>(t, f);
+    }
+  }
+
+  template <class T, class F>
+  void walk_as(const Tensor& t, F f) const {
+    const View v = view(t);
+    for (std::size_t i = 0; i < values_.size(); ++i) {
+      std::int64_t rest = static_cast<std::int64_t>(i), offset = 0;
+      for (int d = v.dim - 1; d >= 0; --d) {
+        offset += rest % v.sizes[d] * v.strides[d];
+        rest /= v.sizes[d];
+      }
+      f(v.as<T>() + offset, i);
+    }
+  }
+};
+
+}  // namespace convnorm

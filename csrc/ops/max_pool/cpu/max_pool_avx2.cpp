@@ -1,0 +1,11 @@
+#if defined(__x86_64__)
+#include "ops/max_pool/max_pool.h"
+
+#include "cpu/target_avx2.h"
+
+#include "ops/max_pool/cpu/max_pool_kernel.h"
+
+namespace convnorm::max_pool {
+const Kernels kernels_avx2{forward_rows, forward_channels, backward_rows, backward_channels};
+}  // namespace convnorm::max_pool
+#endif

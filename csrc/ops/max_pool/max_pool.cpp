@@ -1,0 +1,329 @@
+// Host side of max pooling: schemas, checks, allocation, choice of kernel.
+#include "ops/max_pool/max_pool.h"
+
+#include <string>
+
+#include "common/registry.h"
+#include "common/tensor.h"
+
+namespace convnorm::max_pool {
+namespace {
+
+// --- geometry and checks
+// ----------------------------------------------------------------------------------------
+
+std::int64_t floor_div(std::int64_t a, std::int64_t b) { return a / b - (a % b != 0 && (a < 0) != (b < 0)); }
+
+void check_window(const std::string& op, const Window& w, int dims) {
+  for (int d = kSpatial - dims; d < kSpatial; ++d) {
+    const std::string in_dim = text(" (", dim_name(d), ")");
+    check(w.kernel[d] > 0, op, ": kernel_size ", w.kernel[d], in_dim, " must be greater than zero");
+    check(w.stride[d] > 0, op, ": stride ", w.stride[d], in_dim,
+          " must be greater than zero; stride should not be zero");
+    check(w.dil[d] > 0, op, ": dilation ", w.dil[d], in_dim, " must be greater than zero");
+    check(w.pad[d] >= 0, op, ": padding ", w.pad[d], in_dim, " must be non-negative");
+    check(w.pad[d] <= w.kernel[d] / 2, op, ": padding ", w.pad[d], in_dim,
+          " must be at most half of kernel_size ", w.kernel[d]);
+  }
+}
+
+// torch's rule: with ceil_mode, a last window that would start in the high padding is dropped.
+std::int64_t output_size(const Window& w, int d, std::int64_t in, bool ceil_mode) {
+  const std::int64_t span = in + 2 * w.pad[d] - reach(w, d);
+  const std::int64_t out = floor_div(span + (ceil_mode ? w.stride[d] - 1 : 0), w.stride[d]) + 1;
+  return ceil_mode && (out - 1) * w.stride[d] >= in + w.pad[d] ? out - 1 : out;
+}
+
+void check_output(const std::string& op, const Params& p, int d) {
+  const Window& w = p.window;
+  check(p.out[d] >= 1, op, ": output ", dim_name(d), " (", p.out[d], ") = (in ", p.in[d], " + 2*pad ",
+        w.pad[d], " - k ", reach(w, d), ")/stride ", w.stride[d], " + 1 must be >= 1",
+        w.dil[d] > 1
+            ? text(" (kernel_size ", w.kernel[d], " dilated by ", w.dil[d], " covers k ", reach(w, d), ")")
+            : "");
+}
+
+Dims lifted(const std::string& op, const char* argument, const Ints& values, int dims, std::int64_t fill) {
+  check(static_cast<int>(values.size()) == dims, op, ": ", argument, " has ", values.size(),
+        " values, must have ", dims, ", one per spatial dimension");
+  return lift(values.data(), dims, fill);
+}
+
+struct Geometry {
+  Ints kernel, stride, padding, dilation;
+};
+
+// A problem without its tensors; sizes are (n, c, spatial...).
+Params problem(const std::string& op, const Ints& sizes, const Geometry& g) {
+  const int dims = static_cast<int>(sizes.size()) - 2;
+  Params p;
+  Window& w = p.window;
+  w.kernel = lifted(op, "kernel_size", g.kernel, dims, 1);
+  w.stride = lifted(op, "stride", g.stride, dims, 1);
+  w.pad = w.pad_hi = lifted(op, "padding", g.padding, dims, 0);
+  w.dil = lifted(op, "dilation", g.dilation, dims, 1);
+  check_window(op, w, dims);
+  for (std::size_t i = 1; i < sizes.size(); ++i)
+    check(sizes[i] > 0, op, ": input of size ", shape_text(sizes), " has dimension ", i,
+          " of size zero; only the batch may be empty");
+  p.n = sizes[0];
+  p.c = sizes[1];
+  p.in = lift(sizes.data() + 2, dims, 1);
+  return p;
+}
+
+std::string op_name(const Ints& sizes) {
+  check(sizes.size() >= 3 && sizes.size() <= kMaxDims, "max_pool: got input of size ", shape_text(sizes),
+        ", must be (n, c) and 1 to 3 spatial dimensions");
+  return text("max_pool", sizes.size() - 2, "d");
+}
+
+Ints sizes_of(const Tensor& t) { return {t.sizes().begin(), t.sizes().end()}; }
+
+Strides strides_of(const Tensor& t) {
+  const View5 v = lift(t);
+  return {v.stride_n, v.stride_c, v.stride};
+}
+
+Ints pooled_sizes(const Params& p, int dims) {
+  Ints sizes{p.n, p.c};
+  for (int d = kSpatial - dims; d < kSpatial; ++d) sizes.push_back(p.out[d]);
+  return sizes;
+}
+
+// --- the lists of kernels
+// ---------------------------------------------------------------------------------------
+
+constexpr std::int64_t kMost32 = std::numeric_limits<std::int32_t>::max();
+
+// Codes are kept in lanes as wide as the values, hence in 32 bits for all but double.
+const char* refuse_all_vectors(const Params& p) {
+  if (some_window_is_empty(p)) return "a window lies in the padding altogether";
+  if (plane(p) > kMost32 || positions(p.window) > kMost32) return "positions need more than 31 bits";
+  return nullptr;
+}
+
+const char* refuse_rows(const Params& p) {
+  if (p.window.kernel[2] > 4096) return "windows are more than 4096 wide: the packed row leaves the cache";
+  if (reach(p.window, 1) * p.window.kernel[0] > 16384) return "windows are more than 16384 rows high";
+  return refuse_all_vectors(p);
+}
+
+template <int kBytes>
+const char* too_few_channels(const Params& p) {
+  return p.c < kBytes / (p.dtype == DType::f64 ? 8 : 4) ? "fewer channels than vector lanes" : nullptr;
+}
+
+template <int kBytes>
+const char* refuse_channels(const Params& p) {
+  if (p.input.c != 1 || p.output.c != 1) return "channels are not adjacent in input and output";
+  if (positions(p.window) > 65536) return "windows have more than 65536 positions";
+  if (const char* reason = too_few_channels<kBytes>(p)) return reason;
+  return refuse_all_vectors(p);
+}
+
+// Windows that cover one input position, at most.
+std::int64_t covers(const Params& p) {
+  std::int64_t n = 1;
+  for (int d = 0; d < kSpatial; ++d) n *= (p.window.kernel[d] + p.window.stride[d] - 1) / p.window.stride[d];
+  return n;
+}
+
+const char* refuse_backward_rows(const Params& p) {
+  if (p.input.s[2] != 1 || p.output.s[2] != 1 || p.argmax.s[2] != 1)
+    return "columns are not adjacent in all three tensors";
+  const bool one_phase = p.window.stride[2] == 1;
+  const bool two_phases = p.window.stride[2] == 2 && p.window.dil[2] % 2 == 1 && p.window.kernel[2] > 1;
+  if (!one_phase && !two_phases) return "the stride along the row is not 1 or 2";
+  if (covers(p) > 12) return "more than 12 windows cover a position: scattering is less work";
+  return refuse_all_vectors(p);
+}
+
+template <int kBytes>
+const char* refuse_backward_channels(const Params& p) {
+  if (p.input.c != 1 || p.output.c != 1 || p.argmax.c != 1)
+    return "channels are not adjacent in all three tensors";
+  if (covers(p) > 64) return "more than 64 windows cover a position: scattering is less work";
+  if (const char* reason = too_few_channels<kBytes>(p)) return reason;
+  return refuse_all_vectors(p);
+}
+
+const char* refuse_scatter(const Params& p) {
+  return some_window_is_empty(p) ? "a window lies in the padding altogether" : nullptr;
+}
+
+using Forward = Kernel<ForwardFn>;
+using Backward = Kernel<BackwardFn>;
+
+constexpr const char* kChannels = "vectors over channels, best value and position in registers";
+constexpr const char* kRows = "vectors along rows of several planes, separable window";
+constexpr const char* kBackChannels = "vectors over channels, gathers from the covering windows";
+constexpr const char* kBackRows = "vectors along the row, gathers from the covering windows";
+
+std::span<const Forward> forward_kernels() {
+  static const Forward rows[] = {
+#if defined(__x86_64__)
+      {"max_pool_channels_avx512", kChannels, Isa::avx512, refuse_channels<64>,
+       kernels_avx512.forward_channels},
+      {"max_pool_rows_avx512", kRows, Isa::avx512, refuse_rows, kernels_avx512.forward_rows},
+      {"max_pool_channels_avx2", kChannels, Isa::avx2, refuse_channels<32>, kernels_avx2.forward_channels},
+      {"max_pool_rows_avx2", kRows, Isa::avx2, refuse_rows, kernels_avx2.forward_rows},
+#endif
+      {"max_pool_channels_generic", kChannels, Isa::generic, refuse_channels<16>,
+       kernels_generic.forward_channels},
+      {"max_pool_rows_generic", kRows, Isa::generic, refuse_rows, kernels_generic.forward_rows},
+      {"max_pool_direct", "plain loops", Isa::generic, nullptr, forward_direct},
+  };
+  return rows;
+}
+
+std::span<const Backward> backward_kernels() {
+  static const Backward rows[] = {
+#if defined(__x86_64__)
+      {"max_pool_backward_channels_avx512", kBackChannels, Isa::avx512, refuse_backward_channels<64>,
+       kernels_avx512.backward_channels},
+      {"max_pool_backward_rows_avx512", kBackRows, Isa::avx512, refuse_backward_rows,
+       kernels_avx512.backward_rows},
+      {"max_pool_backward_channels_avx2", kBackChannels, Isa::avx2, refuse_backward_channels<32>,
+       kernels_avx2.backward_channels},
+      {"max_pool_backward_rows_avx2", kBackRows, Isa::avx2, refuse_backward_rows, kernels_avx2.backward_rows},
+#endif
+      {"max_pool_backward_channels_generic", kBackChannels, Isa::generic, refuse_backward_channels<16>,
+       kernels_generic.backward_channels},
+      {"max_pool_backward_rows_generic", kBackRows, Isa::generic, refuse_backward_rows,
+       kernels_generic.backward_rows},
+      {"max_pool_backward_scatter", "adds each gradient where its tap was, plane by plane", Isa::generic,
+       refuse_scatter, backward_scatter},
+      {"max_pool_backward_direct", "plain loops", Isa::generic, nullptr, backward_direct},
+  };
+  return rows;
+}
+
+const Register<Forward> register_forward("max_pool_forward", forward_kernels());
+const Register<Backward> register_backward("max_pool_backward", backward_kernels());
+
+// --- the ops
+// ------------------------------------------------------------------------------------------------------
+
+Argmax recorded_kind(const std::string& op, const Params& p, std::int64_t record) {
+  check(record >= 0 && record <= 2, op, ": record ", record,
+        " must be 0 (nothing), 1 (offsets) or 2 (indices)");
+  if (record != 1) return record == 0 ? Argmax::none : Argmax::index64;
+  return positions(p.window) <= 256 ? Argmax::offset8 : Argmax::offset32;
+}
+
+ScalarType code_type(Argmax kind) {
+  if (kind == Argmax::index64) return ScalarType::Long;
+  return kind == Argmax::offset32 ? ScalarType::Int : ScalarType::Byte;
+}
+
+std::tuple<Tensor, Tensor> forward(Tensor input, Ints kernel, Ints stride, Ints padding, Ints dilation,
+                                   bool ceil_mode, std::int64_t record) {
+  const Ints sizes = sizes_of(input);
+  const std::string op = op_name(sizes);
+  const int dims = static_cast<int>(sizes.size()) - 2;
+  Params p = problem(op, sizes, {kernel, stride, padding, dilation});
+  for (int d = kSpatial - dims; d < kSpatial; ++d) {
+    p.out[d] = output_size(p.window, d, p.in[d], ceil_mode);
+    check_output(op, p, d);
+  }
+  p.dtype = float_dtype(op.c_str(), "input", input);
+  p.record = recorded_kind(op, p, record);
+  const Layout layout = suggested_layout(input);
+  const Ints pooled = pooled_sizes(p, dims);
+  Tensor output = empty(input, pooled, layout);
+  Tensor argmax = p.record == Argmax::none ? empty(input, {0}, Layout::contiguous, ScalarType::Byte)
+                                           : empty(input, pooled, layout, code_type(p.record));
+  p.input = strides_of(input);
+  p.output = strides_of(output);
+  if (p.record != Argmax::none) p.argmax = strides_of(argmax);
+  if (p.n > 0)
+    choose("max_pool_forward", forward_kernels(), p)
+        .run(p, input.data_ptr(), output.data_ptr(), argmax.data_ptr());
+  return {output, argmax};
+}
+
+// What backward and gather share: the problem that `argmax` was recorded in.
+Params recorded_problem(const std::string& op, const Ints& input_size, const Geometry& g,
+                        const Tensor& argmax) {
+  Params p = problem(op, input_size, g);
+  const Ints pooled = sizes_of(argmax);
+  check(pooled.size() == input_size.size() && pooled[0] == p.n && pooled[1] == p.c, op, ": argmax of size ",
+        shape_text(pooled), " does not belong to an input of size ", shape_text(input_size));
+  const int dims = static_cast<int>(pooled.size()) - 2;
+  p.out = lift(pooled.data() + 2, dims, 1);
+  for (int d = kSpatial - dims; d < kSpatial; ++d) {
+    const std::int64_t least = output_size(p.window, d, p.in[d], false);
+    const std::int64_t most = output_size(p.window, d, p.in[d], true);
+    check(p.out[d] == least || p.out[d] == most, op, ": argmax has ", dim_name(d), " ", p.out[d],
+          ", must be ", least, most == least ? "" : text(" (", most, " with ceil_mode)"));
+  }
+  switch (argmax.scalar_type()) {
+    case ScalarType::Byte:
+      p.record = Argmax::offset8;
+      break;
+    case ScalarType::Int:
+      p.record = Argmax::offset32;
+      break;
+    case ScalarType::Long:
+      p.record = Argmax::index64;
+      break;
+    default:
+      check(false, op, ": argmax has dtype ", dtype_name(argmax.scalar_type()),
+            ", must be uint8, int32 or int64");
+  }
+  p.argmax = strides_of(argmax);
+  return p;
+}
+
+Tensor backward(Tensor grad_output, Tensor argmax, Ints input_size, Ints kernel, Ints stride, Ints padding,
+                Ints dilation) {
+  const std::string op = op_name(input_size) + "_backward";
+  Params p = recorded_problem(op, input_size, {kernel, stride, padding, dilation}, argmax);
+  check(sizes_of(grad_output) == sizes_of(argmax), op, ": grad_output of size ", shape_text(grad_output),
+        " must have argmax's size ", shape_text(argmax));
+  check_same_device(op.c_str(), "grad_output", grad_output, "argmax", argmax);
+  p.dtype = float_dtype(op.c_str(), "grad_output", grad_output);
+  Tensor grad_input = empty(grad_output, input_size, suggested_layout(argmax));
+  p.input = strides_of(grad_input);
+  p.output = strides_of(grad_output);
+  if (p.n > 0)
+    choose("max_pool_backward", backward_kernels(), p)
+        .run(p, grad_output.data_ptr(), argmax.data_ptr(), grad_input.data_ptr());
+  return grad_input;
+}
+
+Tensor gather_recorded(Tensor x, Tensor argmax, Ints kernel, Ints stride, Ints padding, Ints dilation) {
+  const Ints sizes = sizes_of(x);
+  const std::string op = op_name(sizes) + "_gather";
+  Params p = recorded_problem(op, sizes, {kernel, stride, padding, dilation}, argmax);
+  check_same_device(op.c_str(), "x", x, "argmax", argmax);
+  p.dtype = float_dtype(op.c_str(), "x", x);
+  Tensor values = empty(x, sizes_of(argmax), suggested_layout(argmax));
+  p.input = strides_of(x);
+  p.output = strides_of(values);
+  gather(p, x.data_ptr(), argmax.data_ptr(), values.data_ptr());
+  return values;
+}
+
+STABLE_TORCH_LIBRARY_FRAGMENT(convnorm, m) {
+  m.def(
+      "max_pool_forward(Tensor input, SymInt[] kernel, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "
+      "bool ceil_mode, int record) -> (Tensor output, Tensor argmax)");
+  m.def(
+      "max_pool_backward(Tensor grad_output, Tensor argmax, SymInt[] input_size, SymInt[] kernel, SymInt[] "
+      "stride, "
+      "SymInt[] padding, SymInt[] dilation) -> Tensor");
+  m.def(
+      "max_pool_gather(Tensor x, Tensor argmax, SymInt[] kernel, SymInt[] stride, SymInt[] padding, "
+      "SymInt[] dilation) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(convnorm, CPU, m) {
+  m.impl("max_pool_forward", TORCH_BOX(&forward));
+  m.impl("max_pool_backward", TORCH_BOX(&backward));
+  m.impl("max_pool_gather", TORCH_BOX(&gather_recorded));
+}
+
+}  // namespace
+}  // namespace convnorm::max_pool

@@ -1,0 +1,42 @@
+"""What holds for every test: fixed seeds, two threads, and the choice of kernels put back."""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: idle workers must not spin
+
+import pytest
+import torch
+
+import convnorm
+from tests.specs import all_specs
+
+
+@pytest.fixture(autouse=True)
+def fixed_state():
+    torch.manual_seed(0)
+    torch.set_num_threads(2)
+    isa = convnorm.backends.isa()
+    yield
+    convnorm.backends.set_isa(isa)
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "cases(small=False, exact=False): a test's choice of cases and specs")
+
+
+def pytest_generate_tests(metafunc):
+    """A test that asks for `spec, case` runs on all specs' cases; with `layout`, in each layout."""
+    asked = [name for name in ("spec", "case", "layout") if name in metafunc.fixturenames]
+    if "case" not in asked:
+        return
+    marker = metafunc.definition.get_closest_marker("cases")
+    wanted = marker.kwargs if marker else {}
+    rows = [
+        (spec, case, layout)[: len(asked)]
+        for spec in all_specs()
+        if spec.exact or not wanted.get("exact")
+        for case in spec.cases
+        if case.small or not wanted.get("small")
+        for layout in (case.layouts() if "layout" in asked else [None])
+    ]
+    metafunc.parametrize(asked, rows, ids=["-".join(map(str, row)) for row in rows])

@@ -1,0 +1,248 @@
+// Convolution without torch: the geometry of sub-problems against brute force, then every kernel against
+// plain loops.
+#include "ops/conv/conv.h"
+
+#include <algorithm>
+#include <array>
+#include <vector>
+
+#include "parallel_threads.h"
+#include "test.h"
+
+using namespace convnorm;
+using namespace convnorm::conv;
+
+namespace {
+
+// Strides of (n, c, d, h, w) or (k, c, d, h, w), dense; channels last if asked.
+std::array<std::int64_t, 5> strides_of(const std::array<std::int64_t, 5>& size, bool channels_last) {
+  std::array<std::int64_t, 5> stride{};
+  std::int64_t run = 1;
+  for (int d : channels_last ? std::array{1, 4, 3, 2, 0} : std::array{4, 3, 2, 1, 0}) {
+    stride[d] = run;
+    run *= size[d];
+  }
+  return stride;
+}
+
+View5 view_of(const std::array<std::int64_t, 5>& size, bool channels_last) {
+  const auto s = strides_of(size, channels_last);
+  View5 v;
+  v.n = size[0];
+  v.c = size[1];
+  v.size = {size[2], size[3], size[4]};
+  v.stride_n = s[0];
+  v.stride_c = s[1];
+  v.stride = {s[2], s[3], s[4]};
+  return v;
+}
+
+std::int64_t count(const View5& v) { return v.n * v.c * v.size[0] * v.size[1] * v.size[2]; }
+
+// A problem of any geometry that has an output; sizes stay small.
+Params random_problem(Random& random, Pass pass, DType dtype) {
+  Params p{};
+  p.pass = pass;
+  p.dtype = dtype;
+  p.groups = random(1, 3);
+  const std::int64_t c = p.groups * random(1, 9), k = p.groups * random(1, 18), n = random(1, 3);
+  std::array<std::int64_t, 5> in{n, c, 1, 1, 1}, out{n, k, 1, 1, 1}, filter{k, c / p.groups, 1, 1, 1};
+  for (int d = static_cast<int>(random(0, 2)); d < kSpatial; ++d) {
+    Window& w = p.window;
+    w.kernel[d] = random(1, 4);
+    w.stride[d] = random(1, 4);
+    w.dil[d] = random(1, 3);
+    w.pad[d] = random(0, 4);
+    w.pad_hi[d] = random(0, 4);
+    const std::int64_t least = std::max<std::int64_t>(1, reach(w, d) - w.pad[d] - w.pad_hi[d]);
+    in[2 + d] = least + random(0, d == 2 ? 18 : 5);
+    out[2 + d] = (in[2 + d] + w.pad[d] + w.pad_hi[d] - reach(w, d)) / w.stride[d] + 1;
+    filter[2 + d] = w.kernel[d];
+  }
+  p.input = view_of(in, random(0, 1));
+  p.output = view_of(out, random(0, 1));
+  const auto s = strides_of(filter, random(0, 1));
+  p.weight.stride_k = s[0];
+  p.weight.stride_c = s[1];
+  p.weight.stride = {s[2], s[3], s[4]};
+  return p;
+}
+
+std::int64_t weight_count(const Params& p) {
+  const Dims& k = p.window.kernel;
+  return p.output.c * (p.input.c / p.groups) * k[0] * k[1] * k[2];
+}
+
+// visit(output element, input element, weight element) for every multiply-add of the definition.
+template <class F>
+void each_product(const Params& p, F&& visit) {
+  const std::int64_t cg = p.input.c / p.groups, kg = p.output.c / p.groups;
+  const auto at = [](const Dims& stride, const Dims& i) {
+    return stride[0] * i[0] + stride[1] * i[1] + stride[2] * i[2];
+  };
+  Dims o, r, i;
+  for (o[0] = 0; o[0] < p.output.size[0]; ++o[0])
+    for (o[1] = 0; o[1] < p.output.size[1]; ++o[1])
+      for (o[2] = 0; o[2] < p.output.size[2]; ++o[2])
+        for (r[0] = 0; r[0] < p.window.kernel[0]; ++r[0])
+          for (r[1] = 0; r[1] < p.window.kernel[1]; ++r[1])
+            for (r[2] = 0; r[2] < p.window.kernel[2]; ++r[2]) {
+              bool inside = true;
+              for (int d = 0; d < kSpatial; ++d) {
+                i[d] = o[d] * p.window.stride[d] + r[d] * p.window.dil[d] - p.window.pad[d];
+                inside = inside && i[d] >= 0 && i[d] < p.input.size[d];
+              }
+              if (!inside) continue;
+              for (std::int64_t n = 0; n < p.input.n; ++n)
+                for (std::int64_t k = 0; k < p.output.c; ++k)
+                  for (std::int64_t c = 0; c < cg; ++c)
+                    visit(n * p.output.stride_n + k * p.output.stride_c + at(p.output.stride, o),
+                          n * p.input.stride_n + (k / kg * cg + c) * p.input.stride_c + at(p.input.stride, i),
+                          k * p.weight.stride_k + c * p.weight.stride_c + at(p.weight.stride, r));
+            }
+}
+
+using Product = std::array<std::int64_t, 3>;  // destination, source and weight element
+
+// What a Dense problem multiplies; addresses are relative to those of `p`.
+void products_of(const Dense& d, const void* dst_base, const void* weight_base, std::vector<Product>& out) {
+  const auto elements = [&](const void* a, const void* base) {
+    return (reinterpret_cast<std::intptr_t>(a) - reinterpret_cast<std::intptr_t>(base)) / bytes(d.dtype);
+  };
+  const std::int64_t dst0 = elements(d.dst, dst_base), weight0 = elements(d.weight, weight_base);
+  // Along one axis: (destination, source, weight) offsets.
+  std::array<std::vector<Product>, kSpatial> along;
+  for (int s = 0; s < kSpatial; ++s)
+    for (std::int64_t o = 0; o < d.axis[s].out; ++o)
+      for (std::int64_t t = 0; t < d.axis[s].taps; ++t) {
+        const Axis& a = d.axis[s];
+        const std::int64_t i = o * a.step + a.offset + t * a.offset_step;
+        if (i >= 0 && i < a.source)
+          along[s].push_back({o * a.out_stride, i * a.source_stride, t * a.weight_step});
+      }
+  for (std::int64_t n = 0; n < d.n; ++n)
+    for (std::int64_t g = 0; g < d.groups; ++g)
+      for (std::int64_t k = 0; k < d.out_c; ++k)
+        for (std::int64_t c = 0; c < d.red_c; ++c)
+          for (const Product& x : along[0])
+            for (const Product& y : along[1])
+              for (const Product& z : along[2])
+                out.push_back({dst0 + n * d.dst_n + (g * d.out_c + k) * d.dst_c + x[0] + y[0] + z[0],
+                               n * d.src_n + (g * d.red_c + c) * d.src_c + x[1] + y[1] + z[1],
+                               weight0 + g * d.weight_group + k * d.weight_out + c * d.weight_red + x[2] +
+                                   y[2] + z[2]});
+}
+
+// Forward and by input as Dense problems multiply exactly the pairs of the definition.
+void check_geometry() {
+  Random random;
+  std::vector<float> input(1 << 20), output(1 << 20), weight(1 << 16);  // addresses only
+  for (int trial = 0; trial < 150; ++trial) {
+    Params p = random_problem(random, Pass::forward, DType::f32);
+    p.input.data = input.data();
+    p.output.data = output.data();
+    p.weight.data = weight.data();
+    std::vector<Product> want_forward, want_by_input, forward, by_input;
+    each_product(p, [&](std::int64_t o, std::int64_t i, std::int64_t w) {
+      want_forward.push_back({o, i, w});
+      want_by_input.push_back({i, o, w});
+    });
+    products_of(forward_problem(p), p.output.data, p.weight.data, forward);
+    for (const Dense& d : by_input_problems(p)) products_of(d, p.input.data, p.weight.data, by_input);
+    for (auto* list : {&want_forward, &want_by_input, &forward, &by_input})
+      std::sort(list->begin(), list->end());
+    EXPECT(forward == want_forward, "forward, trial %d", trial);
+    EXPECT(by_input == want_by_input, "by input, trial %d", trial);
+  }
+}
+
+// Offsets beyond 2^31 elements: computed, not allocated.
+void check_large_geometry() {
+  Params p{};
+  p.dtype = DType::f32;
+  const std::int64_t side = 100000;
+  p.input = view_of({1, 1, 1, side, side}, false);
+  p.output = view_of({1, 1, 1, side / 2, side / 2}, false);
+  p.window.kernel = {1, 2, 2};
+  p.window.stride = {1, 2, 2};
+  p.weight.stride = {4, 2, 1};
+  p.output.stride_n = p.output.stride[1] = 3'000'000'000;  // a view into something larger
+  const Dense forward = forward_problem(p);
+  EXPECT(forward.axis[1].source_stride * (side - 1) + side - 1 == side * side - 1, "the last input element");
+  EXPECT(forward.axis[1].out_stride == 3'000'000'000, "%ld", long(forward.axis[1].out_stride));
+  p.input.stride[1] = 4'000'000'000;
+  char* base = nullptr;
+  for (const Dense& d : by_input_problems(p)) {
+    const std::int64_t from = reinterpret_cast<std::intptr_t>(d.dst) - reinterpret_cast<std::intptr_t>(base);
+    EXPECT(from % 4'000'000'000 <= 4 && from / 4 <= 4'000'000'001, "residue at %ld", long(from));
+    EXPECT(d.axis[1].out_stride == 8'000'000'000, "%ld", long(d.axis[1].out_stride));
+  }
+}
+
+template <class T>
+std::vector<T> integers(Random& random, std::int64_t n) {
+  std::vector<T> v(n);
+  for (T& x : v) x = static_cast<T>(random(-4, 4));
+  return v;
+}
+
+// Each kernel writes what the definition says: exactly, for integers; by one thread and by three.
+template <class T>
+void check_kernels(DType dtype, int trials) {
+  Random random;
+  for (int trial = 0; trial < trials; ++trial)
+    for (Pass pass : {Pass::forward, Pass::by_input, Pass::by_weight}) {
+      Params p = random_problem(random, pass, dtype);
+      std::vector<T> input = integers<T>(random, count(p.input)),
+                     output = integers<T>(random, count(p.output));
+      std::vector<T> weight = integers<T>(random, weight_count(p)), bias = integers<T>(random, p.output.c);
+      p.input.data = input.data();
+      p.output.data = output.data();
+      p.weight.data = weight.data();
+      p.bias = pass == Pass::by_input || random(0, 1) ? nullptr : bias.data();
+      std::vector<T>& written = pass == Pass::forward ? output : pass == Pass::by_input ? input : weight;
+
+      std::vector<T> want(written.size(), T(0)), want_bias = bias;
+      each_product(p, [&](std::int64_t o, std::int64_t i, std::int64_t w) {
+        if (pass == Pass::forward) want[o] += input[i] * weight[w];
+        if (pass == Pass::by_input) want[i] += output[o] * weight[w];
+        if (pass == Pass::by_weight) want[w] += output[o] * input[i];
+      });
+      const std::int64_t places = p.output.size[0] * p.output.size[1] * p.output.size[2];
+      if (p.bias)
+        for (std::int64_t k = 0; k < p.output.c; ++k) {
+          if (pass == Pass::by_weight) want_bias[k] = 0;
+          for (std::int64_t n = 0; n < p.output.n; ++n)
+            for (std::int64_t i = 0; i < places; ++i) {
+              const Dims& size = p.output.size;
+              const std::int64_t at =
+                  n * p.output.stride_n + k * p.output.stride_c + i % size[2] * p.output.stride[2] +
+                  i / size[2] % size[1] * p.output.stride[1] + i / size[2] / size[1] * p.output.stride[0];
+              if (pass == Pass::forward) want[at] += bias[k];
+              if (pass == Pass::by_weight) want_bias[k] += output[at];
+            }
+        }
+      for (const Kernel& kernel : kernels(pass)) {
+        if (kernel.isa > supported_isa() || (kernel.refuse && kernel.refuse(p))) continue;
+        for (int threads : {1, 3}) {
+          test_threads = threads;
+          std::fill(written.begin(), written.end(), T(99));
+          kernel.run(p);
+          EXPECT(written == want, "%s, pass %d, trial %d, %d threads", kernel.name, int(pass), trial,
+                 threads);
+          EXPECT(!p.bias || bias == want_bias, "bias of %s, pass %d, trial %d", kernel.name, int(pass),
+                 trial);
+        }
+      }
+    }
+}
+
+}  // namespace
+
+int main() {
+  check_geometry();
+  check_large_geometry();
+  check_kernels<float>(DType::f32, 30);
+  check_kernels<double>(DType::f64, 10);
+  return finish();
+}

@@ -1,0 +1,7 @@
+#include "test.h"
+
+#include "cpu/target_avx2.h"
+#include "cpu/vec.h"
+#include "vec_test_body.h"
+
+void check_vec_avx2() { convnorm::check_vec(); }

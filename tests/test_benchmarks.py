@@ -1,0 +1,67 @@
+"""The benchmark harness runs and reports; no test asserts a time."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def script(name, *arguments):
+    command = [sys.executable, f"benchmarks/{name}.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    out = tmp_path_factory.mktemp("benchmarks") / "result.json"
+    done = script(
+        "run", "--quick", "--ops", "conv", "--filter", "64x3x32x32", "--threads", "1,2", "--out", out
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+
+def test_rows_say_everything(result):
+    read = json.loads(result.read_text())
+    assert {"cpu", "isa", "torch", "convnorm", "commit", "date"} <= read["machine"].keys()
+    assert {(r["op"], r["layout"], r["threads"]) for r in read["rows"]} == {
+        (op, layout, threads)
+        for op in ("conv", "conv_backward")
+        for layout in ("contiguous", "channels_last")
+        for threads in (1, 2)
+    }
+    for row in read["rows"]:
+        assert row["kernel"].startswith("conv_")
+        assert row["verdict"] in ("win", "even", "loss")
+        assert row["error"] < 1e-4
+        assert row["us_min"] <= row["us"]
+        assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
+
+
+def test_report_writes_between_the_markers(result, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- benchmark:begin -->\nold\n<!-- benchmark:end -->\nafter\n")
+    done = script("report", result, "--readme", readme)
+    assert done.returncode == 0, done.stderr
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- benchmark:begin -->\n")
+    assert text.endswith("<!-- benchmark:end -->\nafter\n")
+    assert "| `conv` | 1 |" in text
+    assert "old" not in text
+    readme.write_text("no markers")
+    assert script("report", result, "--readme", readme).returncode == 1
+
+
+def test_every_workload_line_is_a_problem():
+    done = subprocess.run(
+        [sys.executable, "-c", "from baselines import *; print([len(problems(op)) for op in ROOMS])"],
+        cwd=ROOT / "benchmarks",
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "[34, 5, 5]", done.stderr

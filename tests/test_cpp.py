@@ -1,0 +1,64 @@
+"""C++ unit tests: tests/cpp/*_test.cpp, built by the compiler alone (no torch) and run under ASan and UBSan.
+
+A test named after a room links its kernels, which know nothing of torch; std::thread spreads the work.
+"""
+
+import os
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CPP = ROOT / "tests/cpp"
+BUILD = ROOT / "build/cpp_tests"
+FLAGS = ["-std=c++20", "-O1", "-g1", "-Wall", "-Wno-psabi", "-Wno-unused-function", "-Wno-unknown-pragmas"]
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+COMMON = [
+    "csrc/common/registry.cpp",
+    "csrc/cpu/isa.cpp",
+    "csrc/cpu/scratch.cpp",
+    "tests/cpp/parallel_threads.cpp",
+]
+TESTS = sorted(CPP.glob("*_test.cpp"))
+
+
+def sources(test):
+    """The test, what carries its name, and the shared parts."""
+    stem = test.stem.removesuffix("_test")
+    room = ROOT / "csrc/ops" / stem
+    kernels = [p for p in room.rglob("*.cpp") if p != room / f"{stem}.cpp"]
+    helpers = [p for p in CPP.glob(f"{stem}_*.cpp") if p != test]
+    return [test, *helpers, *sorted(kernels), *(ROOT / name for name in COMMON)]
+
+
+def newest_header():
+    return max(p.stat().st_mtime for folder in (ROOT / "csrc", CPP) for p in folder.rglob("*.h"))
+
+
+def compiled(source, headers):
+    """The object file, compiled unless it is newer than its source and every header."""
+    target = BUILD / (str(source.relative_to(ROOT)).replace("/", "_") + ".o")
+    if not target.exists() or target.stat().st_mtime < max(source.stat().st_mtime, headers):
+        command = [os.environ.get("CXX", "g++"), *FLAGS, *SANITIZE, "-Icsrc", "-Itests/cpp"]
+        unfinished = target.with_suffix(f".{os.getpid()}")  # another worker may be at the same file
+        run([*command, "-c", source, "-o", unfinished])
+        unfinished.replace(target)
+    return target
+
+
+def run(command, **kwargs):
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **kwargs)
+    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}"
+
+
+@pytest.mark.parametrize("test", TESTS, ids=lambda p: p.stem)
+def test_cpp(test):
+    BUILD.mkdir(parents=True, exist_ok=True)
+    headers = newest_header()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(lambda source: compiled(source, headers), sources(test)))
+    program = BUILD / test.stem
+    run([os.environ.get("CXX", "g++"), *SANITIZE, "-pthread", *objects, "-o", program])
+    run([program], timeout=120)
