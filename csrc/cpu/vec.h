@@ -175,8 +175,8 @@ inline V vmin(V a, V b) {
   return a < b ? a : b;
 }
 
-// Exchanges the upper `half` lanes of every 2*half of a with the lower ones of b. The masks are constants by construction:
-// computed in a loop they would cost more than the exchange.
+// Exchanges the upper `half` lanes of every 2*half of a with the lower ones of b. The masks are constants by
+// construction: computed in a loop they would cost more than the exchange.
 template <class C, int half, int... l>
 inline void exchange(vec<C>& a, vec<C>& b, std::integer_sequence<int, l...>) {
   constexpr int L = kLanes<C>;

@@ -17,8 +17,9 @@ bool& enabled() {
   return value;
 }
 
-// Estimated cost of the direct sum over that of the transforms and the 36 products, in multiplications of the tile kernel
-// (the constants are measured: a filter's transform takes as long as 200 of them, a tile's and channel's as 400).
+// Estimated cost of the direct sum over that of the transforms and the 36 products, in multiplications of the
+// tile kernel (the constants are measured: a filter's transform takes as long as 200 of them, a tile's and
+// channel's as 400).
 bool pays(const Params& p) {
   const View5& out = p.pass == Pass::forward ? p.output : p.input;
   const std::int64_t filters = p.input.c * p.output.c;
@@ -37,7 +38,8 @@ const char* winograd_refusal(const Params& p) {
   if (!enabled()) return "switched off (convnorm.backends.set_winograd)";
   if (p.dtype != DType::f32) return "float32 only";
   if (p.window.kernel != Dims{1, 3, 3}) return "needs a 3x3 window";
-  if (p.window.stride != Dims{1, 1, 1} || p.window.dil != Dims{1, 1, 1}) return "needs stride 1 and dilation 1";
+  if (p.window.stride != Dims{1, 1, 1} || p.window.dil != Dims{1, 1, 1})
+    return "needs stride 1 and dilation 1";
   if (p.input.size[0] != 1 || p.output.size[0] != 1) return "needs a depth of 1";
   if (p.groups != 1) return "needs one group";
   if (!pays(p)) return "too few channels or tiles: the transforms would cost more than they save";

@@ -1,7 +1,8 @@
-// Winograd convolution of a Dense problem (3x3, stride 1, either direction of the taps), see conv_winograd_transform.h.
+// Winograd convolution of a Dense problem (3x3, stride 1, either direction of the taps), see
+// conv_winograd_transform.h.
 //
-// 36 matrix products M[xi] = V[xi] U[xi]: rows are tiles, columns output channels, the sum runs over input channels.
-// Two schedules, chosen by shape:
+// 36 matrix products M[xi] = V[xi] U[xi]: rows are tiles, columns output channels, the sum runs over input
+// channels. Two schedules, chosen by shape:
 //
 //   by tiles (many tiles):            U of all filters once, shared
 //     for task = block of 24 tiles:   V of the block, which stays in or near L2
@@ -10,8 +11,8 @@
 //     for task = panel of filters:    for 256 input channels: U of the panel; 36 products added up
 //                                     then the output transform
 //
-// By filters, U never exists as a whole (512 x 512 filters: 38 MB). An element's sum is over the same blocks of channels in
-// the same order in both, wherever its tile and panel are computed.
+// By filters, U never exists as a whole (512 x 512 filters: 38 MB). An element's sum is over the same blocks
+// of channels in the same order in both, wherever its tile and panel are computed.
 #pragma once
 
 namespace convnorm::conv {
@@ -63,18 +64,19 @@ inline WinogradPlan make_winograd_plan(const Dense& d) {
   return p;
 }
 
-// U of channels [c0, c1) of one panel, to u[xi * plane + (c - c0) * kPanel]. Filters are first copied to `raw`, a vector of
-// filters per tap, in the order in which they can be turned in registers.
+// U of channels [c0, c1) of one panel, to u[xi * plane + (c - c0) * kPanel]. Filters are first copied to
+// `raw`, a vector of filters per tap, in the order in which they can be turned in registers.
 inline constexpr std::int64_t kRawChannels = 32;
 inline constexpr std::int64_t kRaw = kRawChannels * 9 * kPanel;
 
-inline void weight_panel(const Dense& d, std::int64_t panel, std::int64_t c0, std::int64_t c1, float* raw, float* u,
-                         std::int64_t plane) {
+inline void weight_panel(const Dense& d, std::int64_t panel, std::int64_t c0, std::int64_t c1, float* raw,
+                         float* u, std::int64_t plane) {
   const std::int64_t k0 = panel * kPanel, lanes = imin(kPanel, d.out_c - k0);
   const bool channel_last = d.axis[2].weight_step != 1;  // taps, then channels
   for (std::int64_t c = c0; c < c1; c += kRawChannels) {
     const std::int64_t channels = imin(kRawChannels, c1 - c);
-    pack_weight_panel<float, float>(d, 0, Block{0, 9, c, c + channels, 0}, channel_last, k0, lanes, kPanel, raw);
+    pack_weight_panel<float, float>(d, 0, Block{0, 9, c, c + channels, 0}, channel_last, k0, lanes, kPanel,
+                                    raw);
     std::int64_t tap = channel_last ? channels * kPanel : kPanel, row = 3 * tap;
     const std::int64_t channel = channel_last ? kPanel : 9 * kPanel;
     const float* from = raw;
@@ -87,8 +89,8 @@ inline void weight_panel(const Dense& d, std::int64_t panel, std::int64_t c0, st
 }
 
 // m[xi] (+)= v[xi] u[xi] for channels [c0, c1), whose weights start at u.
-inline void multiply(const WinogradPlan& p, const float* v, std::int64_t tiles, std::int64_t c0, std::int64_t c1,
-                     const float* u, float* m) {
+inline void multiply(const WinogradPlan& p, const float* v, std::int64_t tiles, std::int64_t c0,
+                     std::int64_t c1, const float* u, float* m) {
   Tile<float> tile{};
   tile.depth = c1 - c0;
   tile.lda = p.v_row;
@@ -106,8 +108,8 @@ inline void multiply(const WinogradPlan& p, const float* v, std::int64_t tiles, 
 }
 
 // The outputs of one panel of filters for tiles [t0, t1), whose products start at m.
-inline void output_panel(const Dense& d, const WinogradPlan& p, std::int64_t panel, std::int64_t t0, std::int64_t t1,
-                         float* m, float* strip) {
+inline void output_panel(const Dense& d, const WinogradPlan& p, std::int64_t panel, std::int64_t t0,
+                         std::int64_t t1, float* m, float* strip) {
   const std::int64_t k = panel * kPanel, lanes = imin(kPanel, d.out_c - k);
   F bias[kColVecs] = {};
   for (std::int64_t v = 0; d.bias && v < ceil_div(lanes, kL); ++v)
@@ -123,8 +125,9 @@ struct Parts {
 };
 
 inline Parts make_parts(const WinogradPlan& p, bool raw, bool u, bool v, bool m) {
-  const std::int64_t size[5] = {strip_elements(imin(p.block, p.grid.columns)), raw ? kRaw : 0, u ? kPoints * p.u_plane : 0,
-                                v ? kPoints * p.v_plane : 0, m ? kPoints * p.m_plane : 0};
+  const std::int64_t size[5] = {strip_elements(imin(p.block, p.grid.columns)), raw ? kRaw : 0,
+                                u ? kPoints * p.u_plane : 0, v ? kPoints * p.v_plane : 0,
+                                m ? kPoints * p.m_plane : 0};
   std::int64_t at[6] = {0};
   for (int i = 0; i < 5; ++i) at[i + 1] = at[i] + ceil_div(size[i], kLine) * kLine;
   float* memory = static_cast<float*>(scratch_bytes(Slot::local, at[5] * sizeof(float)));
@@ -136,14 +139,16 @@ inline void winograd_by_tiles(const Dense& d, const WinogradPlan& p) {
   float* u = static_cast<float*>(scratch_bytes(Slot::shared, p.panels * u_panel * sizeof(float)));
   parallel_for(p.panels, 1, [&](std::int64_t begin, std::int64_t end) {
     const Parts work = make_parts(p, true, false, false, false);
-    for (std::int64_t k = begin; k < end; ++k) weight_panel(d, k, 0, d.red_c, work.raw, u + k * u_panel, p.u_plane);
+    for (std::int64_t k = begin; k < end; ++k)
+      weight_panel(d, k, 0, d.red_c, work.raw, u + k * u_panel, p.u_plane);
   });
   parallel_for(p.blocks(), 1, [&](std::int64_t begin, std::int64_t end) {
     const Parts work = make_parts(p, false, false, true, true);
     for (std::int64_t i = begin; i < end; ++i) {
       const std::int64_t t0 = i * p.block, t1 = imin(p.grid.tiles, t0 + p.block);
-      each_run(p.grid, t0, t1,
-               [&](const TileRun& run) { input_run(d, p.grid, run, 0, d.red_c, work.strip, p.inputs(work.v)); });
+      each_run(p.grid, t0, t1, [&](const TileRun& run) {
+        input_run(d, p.grid, run, 0, d.red_c, work.strip, p.inputs(work.v));
+      });
       for (std::int64_t k = 0; k < p.panels; ++k) {
         for (std::int64_t c = 0; c < d.red_c; c += p.depth)
           multiply(p, work.v, t1 - t0, c, imin(d.red_c, c + p.depth), u + k * u_panel + c * kPanel, work.m);

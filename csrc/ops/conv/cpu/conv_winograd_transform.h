@@ -1,26 +1,28 @@
 // The transforms of Winograd's F(4x4, 3x3): 16 outputs of a 3x3 window from 36 products instead of 144.
 //
-// In one dimension, 4 outputs of a 3-tap filter are the coefficients of a product of polynomials, found from its values
-// at 6 points; in two dimensions the same is done along both axes (Lavin & Gray 2015, "Fast Algorithms for Convolutional
-// Neural Networks"). For a 6x6 input tile d (neighbouring tiles overlap by 2) and a filter g:
+// In one dimension, 4 outputs of a 3-tap filter are the coefficients of a product of polynomials, found from
+// its values at 6 points; in two dimensions the same is done along both axes (Lavin & Gray 2015, "Fast
+// Algorithms for Convolutional Neural Networks"). For a 6x6 input tile d (neighbouring tiles overlap by 2)
+// and a filter g:
 //
 //   Y = A' [ sum over channels of (G g G') . (B' d B) ] A           . is element by element, ' transposes
 //
-// With the points 0, a, -a, b, -b and infinity (Toom & Cook's construction; m(x) = x (x^2 - a^2) (x^2 - b^2)):
+// With the points 0, a, -a, b, -b and infinity (Toom and Cook's construction, m(x) = x (x2-a2) (x2-b2)), where
+// p = 1/(2a2(a2-b2)) and q = 1/(2b2(b2-a2)):
 //
 //        | a2b2   0   -(a2+b2)   0      1  0 |      | 1/a2b2   0     0    |         | 1  1   1   1   1  0 |
 //        | 0    -ab2    -b2      a      1  0 |      | p      p a   p a2   |    A' = | 0  a  -a   b  -b  0 |
 //   B' = | 0     ab2    -b2     -a      1  0 |  G = | p     -p a   p a2   |         | 0  a2  a2  b2  b2 0 |
 //        | 0    -ba2    -a2      b      1  0 |      | q      q b   q b2   |         | 0  a3 -a3  b3 -b3 1 |
 //        | 0     ba2    -a2     -b      1  0 |      | q     -q b   q b2   |
-//        | 0    a2b2     0    -(a2+b2)  0  1 |      | 0      0     1      |    p = 1/(2a2(a2-b2)), q = 1/(2b2(b2-a2))
+//        | 0    a2b2     0    -(a2+b2)  0  1 |      | 0      0     1      |
 //
-// Rounding errors grow with the entries of A, B and G. The textbook points 1 and 2 make them up to 8, and the result 4 to 5
-// times less accurate than direct sums; points that are each other's reciprocals near 1 (Barabasz et al. 2020, "Error
-// Analysis and Improving the Accuracy of Winograd Convolution") make it 2 times: a = 2/3, b = 3/2, so that ab = 1.
+// Rounding errors grow with the entries. The textbook's points, 1 and 2, lose 4 times as much as direct sums;
+// reciprocal points around 1 (Barabasz et al. 2020, "Error Analysis and Improving the Accuracy of Winograd
+// Convolution for Deep Neural Networks"), here a = 2/3 and b = 3/2, lose 2 times as much. And ab = 1 saves products.
 //
-// Everything here works on one vector of channels at a time; a transformed value xi = 6i + j lies `plane` elements from
-// the next. Include after cpu/vec.h.
+// Everything here works on one vector of channels at a time; a transformed value xi = 6i + j lies `plane`
+// elements from the next. Include after cpu/vec.h.
 #pragma once
 
 namespace convnorm::conv {
@@ -32,8 +34,9 @@ using F = vec<float>;
 
 inline constexpr float kA = 2.0 / 3, kB = 3.0 / 2;
 inline constexpr float kA2 = 4.0 / 9, kB2 = 9.0 / 4, kA3 = 8.0 / 27, kB3 = 27.0 / 8;
-inline constexpr float kSum = 4.0 / 9 + 9.0 / 4;                  // a^2 + b^2; a^2 b^2 is 1
-inline constexpr float kP = 1 / (2 * 4.0 / 9 * (4.0 / 9 - 9.0 / 4)), kQ = 1 / (2 * 9.0 / 4 * (9.0 / 4 - 4.0 / 9));
+inline constexpr float kSum = 4.0 / 9 + 9.0 / 4;  // a^2 + b^2; a^2 b^2 is 1
+inline constexpr float kP = 1 / (2 * 4.0 / 9 * (4.0 / 9 - 9.0 / 4));
+inline constexpr float kQ = 1 / (2 * 9.0 / 4 * (9.0 / 4 - 4.0 / 9));
 
 // y = B' x. Rows of a point and its negative share the even and the odd part.
 inline void input_line(const F (&x)[kReach], F (&y)[kReach]) {
@@ -70,7 +73,8 @@ inline void output_line(const F (&x)[kReach], F (&y)[kTile]) {
 }
 
 // V = B' d B of one tile, whose pixel (i, j) is at rows[i] + j * column.
-inline void transform_input(const float* const (&rows)[kReach], std::int64_t column, float* v, std::int64_t plane) {
+inline void transform_input(const float* const (&rows)[kReach], std::int64_t column, float* v,
+                            std::int64_t plane) {
   F half[kReach][kReach];
 #pragma GCC unroll 6
   for (int j = 0; j < kReach; ++j) {
@@ -88,7 +92,8 @@ inline void transform_input(const float* const (&rows)[kReach], std::int64_t col
 }
 
 // U = G g G' of one filter, whose tap (i, j) is at g + i * row + j * column.
-inline void transform_weight(const float* g, std::int64_t row, std::int64_t column, float* u, std::int64_t plane) {
+inline void transform_weight(const float* g, std::int64_t row, std::int64_t column, float* u,
+                             std::int64_t plane) {
   F half[kReach][3];
 #pragma GCC unroll 3
   for (int j = 0; j < 3; ++j) {
