@@ -1,13 +1,11 @@
-// Convolution (cross-correlation) of n images with c channels by k filters, 1 to 3 spatial dimensions lifted
-// to d, h, w.
+// Convolution (cross-correlation) of n images with c channels by k filters, 1 to 3 spatial dimensions lifted to d, h, w.
 //
 //   forward     out[n,k,o] = bias[k] + sum over c, r of w[k,c,r] * in[n, c, o*stride + r*dil - pad]
 //   by input    gin[n,c,i] = sum over k, r with o*stride + r*dil - pad == i of w[k,c,r] * gout[n,k,o]
-//   by weight   gw[k,c,r]  = sum over n, o of gout[n,k,o] * in[n, c, o*stride + r*dil - pad],  gbias[k] = sum
-//   of gout[n,k,o]
+//   by weight   gw[k,c,r]  = sum over n, o of gout[n,k,o] * in[n, c, o*stride + r*dil - pad],  gbias[k] = sum of gout[n,k,o]
 //
-// o, i, r are vectors over (d, h, w); c and k run within a group; `in` is zero outside the image. The three
-// are one trilinear form, so the derivative of each is made of the other two.
+// o, i, r are vectors over (d, h, w); c and k run within a group; `in` is zero outside the image. The three are one
+// trilinear form, so the derivative of each is made of the other two.
 //
 // This header is torch-free: it is the contract between the host file (conv.cpp) and the kernels (cpu/).
 #pragma once
@@ -53,18 +51,15 @@ struct Kernel {
 
 std::span<const Kernel> kernels(Pass pass);
 
-// The reference: patches as rows of a matrix (im2col), one plain matrix product per image and group
-// (cpu/conv_im2col.cpp).
+// The reference: patches as rows of a matrix (im2col), one plain matrix product per image and group (cpu/conv_im2col.cpp).
 void im2col_forward(const Params& p);
 void im2col_by_input(const Params& p);
 void im2col_by_weight(const Params& p);
 
-// --- implicit GEMM: one packed micro-kernel for every dense pass (cpu/conv_igemm_*.{h,cpp})
-// -------------------------
+// --- implicit GEMM: one packed micro-kernel for every dense pass (cpu/conv_igemm_*.{h,cpp}) -------------------------
 
-// One spatial axis of a dense sub-problem. Output o, tap t reads source o*step + offset + t*offset_step (zero
-// outside [0, source)); everything is affine, so strided gradients are several such problems instead of
-// zero-stuffed ones.
+// One spatial axis of a dense sub-problem. Output o, tap t reads source o*step + offset + t*offset_step (zero outside
+// [0, source)); everything is affine, so strided gradients are several such problems instead of zero-stuffed ones.
 struct Axis {
   std::int64_t out, out_stride;        // outputs, and their distance in elements
   std::int64_t source, source_stride;  // source extent and stride
@@ -88,8 +83,7 @@ struct Dense {
   void* bias;
 };
 
-// Forward as one Dense problem; by input as one per residue of the stride; both geometry only, tested by
-// brute force.
+// Forward as one Dense problem; by input as one per residue of the stride; both geometry only, tested by brute force.
 Dense forward_problem(const Params& p);
 std::vector<Dense> by_input_problems(const Params& p);
 
@@ -104,8 +98,7 @@ extern const Igemm igemm_avx2;
 extern const Igemm igemm_avx512;
 #endif
 
-// --- Winograd F(4x4, 3x3): 3x3, stride 1, float32, in 1/4 of the multiplications (cpu/conv_winograd*)
-// --------------------
+// --- Winograd F(4x4, 3x3): 3x3, stride 1, float32, in 1/4 of the multiplications (cpu/conv_winograd_*) ---------------
 
 // Why a forward or by-input problem cannot, or had better not, be computed so; null when it should.
 const char* winograd_refusal(const Params& p);

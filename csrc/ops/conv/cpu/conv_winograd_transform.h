@@ -7,8 +7,8 @@
 //
 //   Y = A' [ sum over channels of (G g G') . (B' d B) ] A           . is element by element, ' transposes
 //
-// With the points 0, a, -a, b, -b and infinity (Toom and Cook's construction, m(x) = x (x2-a2) (x2-b2)), where
-// p = 1/(2a2(a2-b2)) and q = 1/(2b2(b2-a2)):
+// With the points 0, a, -a, b, -b and infinity (Toom and Cook's construction), p = 1/(2a2(a2-b2)) and
+// q = 1/(2b2(b2-a2)):
 //
 //        | a2b2   0   -(a2+b2)   0      1  0 |      | 1/a2b2   0     0    |         | 1  1   1   1   1  0 |
 //        | 0    -ab2    -b2      a      1  0 |      | p      p a   p a2   |    A' = | 0  a  -a   b  -b  0 |
@@ -17,9 +17,10 @@
 //        | 0     ba2    -a2     -b      1  0 |      | q     -q b   q b2   |
 //        | 0    a2b2     0    -(a2+b2)  0  1 |      | 0      0     1      |
 //
-// Rounding errors grow with the entries. The textbook's points, 1 and 2, lose 4 times as much as direct sums;
-// reciprocal points around 1 (Barabasz et al. 2020, "Error Analysis and Improving the Accuracy of Winograd
-// Convolution for Deep Neural Networks"), here a = 2/3 and b = 3/2, lose 2 times as much. And ab = 1 saves products.
+// Rounding errors grow with the entries. The textbook's points, 1 and 2, lose 4 times as much as direct
+// sums; reciprocal points around 1 (Barabasz et al. 2020, "Error Analysis and Improving the Accuracy of
+// Winograd Convolution for Deep Neural Networks"), here a = 2/3 and b = 3/2, lose twice as much. And ab = 1
+// saves products.
 //
 // Everything here works on one vector of channels at a time; a transformed value xi = 6i + j lies `plane`
 // elements from the next. Include after cpu/vec.h.
