@@ -72,7 +72,8 @@ def extension() -> CppExtension:
         "-Wno-unused-function",
         "-Wno-unknown-pragmas",
         "-Wno-ignored-attributes",
-        "-Wno-maybe-uninitialized",  # GCC 12 says it of its own avx512fintrin.h
+        "-Wno-maybe-uninitialized",  # GCC 12 says both of its own avx512fintrin.h
+        "-Wno-uninitialized",
         f"-DTORCH_TARGET_VERSION={STABLE_ABI}",
         f'-DCONVNORM_VERSION="{version()}"',
         f'-DCONVNORM_BUILT_WITH_TORCH="{torch.__version__}"',

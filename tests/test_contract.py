@@ -9,7 +9,7 @@ from torch.library import opcheck
 
 import convnorm
 from convnorm.testing import assert_accurate, assert_same
-from tests.specs import DTYPES, cast, evaluate, outputs_of
+from tests.specs import DTYPES, cast, compare, evaluate, outputs_of
 
 small = pytest.mark.cases(small=True)
 ISAS = ["generic", "avx2", "avx512"]
@@ -217,18 +217,15 @@ def test_any_number_of_threads_gives_the_same_bits(spec, case, layout):
 @pytest.mark.parametrize("isa", SUPPORTED)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def test_every_instruction_set(spec, case, layout, dtype, isa):
-    kind = "integers" if spec.exact else "normal"
-    inputs = spec.inputs(case, dtype, layout, kind=kind)
     with convnorm.backends.using_isa(isa):
-        ours = evaluate(spec.ours, inputs, spec.grads, kind=kind)
-    peer = cast(inputs, torch.float32) if dtype == torch.float64 else inputs
-    theirs = evaluate(spec.theirs, peer, spec.grads, kind=kind)
-    reference = evaluate(spec.theirs, cast(inputs, torch.float64), spec.grads, kind=kind)
+        if not spec.exact:
+            compare(spec, spec.inputs(case, dtype, layout), dtype)
+            return
+        inputs = spec.inputs(case, dtype, layout, kind="integers")
+        ours = evaluate(spec.ours, inputs, spec.grads, kind="integers")
+    expected = evaluate(spec.theirs, cast(inputs, torch.float64), spec.grads, kind="integers")
     for what, value in ours.items():
-        if spec.exact:
-            assert_same(value, reference[what].to(value.dtype), what)
-        else:
-            assert_accurate(value, theirs[what], reference[what], what)
+        assert_same(value, expected[what].to(value.dtype), what)
 
 
 @small

@@ -46,7 +46,7 @@ def test_both_networks_learn_the_same(tmp_path, capsys, options):
     a, b = result.torch.history[0], result.convnorm.history[0]
     assert a.loss == pytest.approx(b.loss, rel=1e-3)
     assert abs(a.accuracy - b.accuracy) <= 0.05
-    assert a.accuracy > 0.2, "one epoch on 320 images is far above chance"
+    assert a.accuracy > 0.3, "one epoch on 320 images is far above chance"
     assert result.gap.relative < 1e-3
     assert all(error.relative < 1e-3 for error in result.errors)
     assert [t.label for t in result.times[0]] == [t.label for t in result.times[1]]

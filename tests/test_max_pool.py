@@ -49,7 +49,7 @@ def assert_equals_torch(x, grad_kind="plain", **kwargs):
         assert_same(torch.autograd.grad(y, leaf, grad)[0], want_grad, "grad_input")
 
 
-# --- the definition of the maximum -----------------------------------------------------------------------------
+# --- the definition of the maximum --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -94,7 +94,11 @@ def problems(draw):
     each = lambda low, high: [draw(st.integers(low, high)) for _ in range(n)]  # noqa: E731
     kernel = each(1, 5)
     return {
-        "shape": [draw(st.integers(0, 2)), draw(st.sampled_from([1, 3, 8, 9, 17])), *each(1, 35 if n < 3 else 9)],
+        "shape": [
+            draw(st.integers(0, 2)),
+            draw(st.sampled_from([1, 3, 8, 9, 17])),
+            *each(1, 35 if n < 3 else 9),
+        ],
         "kernel_size": kernel,
         "stride": draw(st.sampled_from([None, each(1, 4)])),
         "padding": [draw(st.integers(0, k // 2)) for k in kernel],
@@ -135,17 +139,19 @@ def test_equals_torch_on_any_geometry(problem):
     try:
         out = theirs(x, **problem)
     except RuntimeError:
-        with pytest.raises(RuntimeError, match=f"^max_pool{x.dim() - 2}d: "):
+        with pytest.raises(RuntimeError, match=rf"^max_pool{x.dim() - 2}d: "):
             ours(x, **problem)
         return
     stride = problem["stride"] or problem["kernel_size"]
-    if some_window_misses(shape, problem["kernel_size"], stride, problem["padding"], problem["dilation"], out.shape):
+    if some_window_misses(
+        shape, problem["kernel_size"], stride, problem["padding"], problem["dilation"], out.shape
+    ):
         return  # torch's index is then outside the input, and so is its gradient
     with convnorm.backends.using_isa(isa):
         assert_equals_torch(x, grad_kind, **problem)
 
 
-# --- kernels -----------------------------------------------------------------------------------------------------
+# --- kernels ------------------------------------------------------------------------------------------------
 
 GEOMETRIES = [
     {"kernel_size": 3, "stride": 2, "padding": 1},
@@ -158,7 +164,9 @@ GEOMETRIES = [
 
 def runnable(op):
     order = ["generic", "avx2", "avx512"]
-    return [k["kernel"] for k in convnorm.backends.kernels(op) if order.index(k["isa"]) <= order.index(widest())]
+    return [
+        k["kernel"] for k in convnorm.backends.kernels(op) if order.index(k["isa"]) <= order.index(widest())
+    ]
 
 
 def widest():
@@ -172,7 +180,9 @@ def test_every_kernel_gives_the_same_bits(layout, kwargs, dtype):
     x = torch.randint(-9, 10, (1, 18, 19, 31)).to(dtype)
     x = x.to(memory_format=torch.channels_last) if layout == "channels_last" else x
     leaf = x.requires_grad_()
-    with convnorm.backends.force(max_pool_forward="max_pool_direct", max_pool_backward="max_pool_backward_direct"):
+    with convnorm.backends.force(
+        max_pool_forward="max_pool_direct", max_pool_backward="max_pool_backward_direct"
+    ):
         want, want_indices = CF.max_pool2d(leaf, return_indices=True, **kwargs)
         grad = torch.randn(want.shape).to(dtype)
         (want_grad,) = torch.autograd.grad(want, leaf, grad)
@@ -186,7 +196,7 @@ def test_every_kernel_gives_the_same_bits(layout, kwargs, dtype):
                         by_indices = torch.autograd.grad(out, leaf, grad)[0]
                         by_offsets = torch.autograd.grad(CF.max_pool2d(leaf, **kwargs), leaf, grad)[0]
                     except RuntimeError as refused:
-                        assert "no kernel accepts" in str(refused)  # noqa: PT017
+                        assert "no kernel accepts" in str(refused)
                         continue
                 assert torch.equal(out, want) and torch.equal(indices, want_indices), forward
                 assert torch.equal(by_indices, want_grad) and torch.equal(by_offsets, want_grad), backward
@@ -196,7 +206,10 @@ def test_every_kernel_gives_the_same_bits(layout, kwargs, dtype):
 
 def test_choice_by_layout():
     x = torch.randn(1, 16, 8, 8)
-    for layout, name in ((torch.contiguous_format, "max_pool_rows"), (torch.channels_last, "max_pool_channels")):
+    for layout, name in (
+        (torch.contiguous_format, "max_pool_rows"),
+        (torch.channels_last, "max_pool_channels"),
+    ):
         convnorm._C.trace_begin()
         CF.max_pool2d(x.contiguous(memory_format=layout), 2)
         (chosen,) = [row["kernel"] for row in convnorm._C.trace_end() if row["chosen"]]
@@ -206,7 +219,11 @@ def test_choice_by_layout():
 def test_records_what_is_needed():
     x, window = torch.randn(1, 2, 20, 20), ([2, 2], [2, 2], [0, 0], [1, 1])
     forward = torch.ops.convnorm.max_pool_forward
-    assert [forward(x, *window, False, r)[1].dtype for r in (0, 1, 2)] == [torch.uint8, torch.uint8, torch.int64]
+    assert [forward(x, *window, False, r)[1].dtype for r in (0, 1, 2)] == [
+        torch.uint8,
+        torch.uint8,
+        torch.int64,
+    ]
     assert forward(x, *window, False, 0)[1].numel() == 0
     assert forward(x, [17, 17], *window[1:], False, 1)[1].dtype == torch.int32
     saved = []
@@ -215,7 +232,7 @@ def test_records_what_is_needed():
     assert [t.dtype for t in saved] == [torch.uint8]
 
 
-# --- derivatives and modules -------------------------------------------------------------------------------------
+# --- derivatives and modules --------------------------------------------------------------------------------
 
 
 def test_second_derivative_and_indices_in_one_graph():
@@ -225,7 +242,9 @@ def test_second_derivative_and_indices_in_one_graph():
         assert torch.autograd.gradgradcheck(pool, (x, 3, 2, 1), fast_mode=True)
     out, indices = CF.max_pool2d(x, 2, return_indices=True)
     assert out.requires_grad and not indices.requires_grad
-    assert torch.equal(F.max_unpool2d(out, indices, 2), F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2))
+    assert torch.equal(
+        F.max_unpool2d(out, indices, 2), F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2)
+    )
 
 
 def test_hessian_of_a_squared_pool():
@@ -266,47 +285,86 @@ def test_autocast_keeps_the_dtype_that_torch_keeps():
             assert CF.max_pool2d(x, 2).dtype == F.max_pool2d(x, 2).dtype
 
 
-# --- errors ------------------------------------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------------------
 
 ERRORS = [  # reason, shape, arguments, the text after "max_pool2d: "
     ("kernel 0", (1, 2, 8, 8), {"kernel_size": 0}, r"kernel_size 0 \(height\) must be greater than zero"),
-    ("stride 0", (1, 2, 8, 8), {"kernel_size": 3, "stride": (1, 0)}, r"stride 0 \(width\) must be greater than zero"),
-    ("stride -1", (1, 2, 8, 8), {"kernel_size": 3, "stride": -1}, r"stride -1 \(height\) must be greater than zero"),
+    (
+        "stride 0",
+        (1, 2, 8, 8),
+        {"kernel_size": 3, "stride": (1, 0)},
+        r"stride 0 \(width\) must be greater than zero",
+    ),
+    (
+        "stride -1",
+        (1, 2, 8, 8),
+        {"kernel_size": 3, "stride": -1},
+        r"stride -1 \(height\) must be greater than zero",
+    ),
     ("dilation 0", (1, 2, 8, 8), {"kernel_size": 3, "dilation": 0}, r"dilation 0 \(height\) must be greater"),
-    ("padding -1", (1, 2, 8, 8), {"kernel_size": 3, "padding": -1}, r"padding -1 \(height\) must be non-negative"),
-    ("padding 2 of 3", (1, 2, 8, 8), {"kernel_size": 3, "padding": 2}, r"padding 2 \(height\) must be at most half"),
-    ("half, not of the dilated", (1, 2, 8, 8), {"kernel_size": 3, "padding": 2, "dilation": 2}, "at most half"),
-    ("kernel too large", (1, 2, 9, 2), {"kernel_size": 3, "stride": 2},
-     r"output width \(0\) = \(in 2 \+ 2\*pad 0 - k 3\)/stride 2 \+ 1 must be >= 1"),
-    ("no channels", (2, 0, 8, 8), {"kernel_size": 3}, r"input of size \(2, 0, 8, 8\) has dimension 1 of size zero"),
+    (
+        "padding -1",
+        (1, 2, 8, 8),
+        {"kernel_size": 3, "padding": -1},
+        r"padding -1 \(height\) must be non-negative",
+    ),
+    (
+        "padding 2 of 3",
+        (1, 2, 8, 8),
+        {"kernel_size": 3, "padding": 2},
+        r"padding 2 \(height\) must be at most half",
+    ),
+    (
+        "half, not of the dilated",
+        (1, 2, 8, 8),
+        {"kernel_size": 3, "padding": 2, "dilation": 2},
+        "at most half",
+    ),
+    (
+        "kernel too large",
+        (1, 2, 9, 2),
+        {"kernel_size": 3, "stride": 2},
+        r"output width \(0\) = \(in 2 \+ 2\*pad 0 - k 3\)/stride 2 \+ 1 must be >= 1",
+    ),
+    (
+        "no channels",
+        (2, 0, 8, 8),
+        {"kernel_size": 3},
+        r"input of size \(2, 0, 8, 8\) has dimension 1 of size zero",
+    ),
     ("no rows", (2, 3, 0, 8), {"kernel_size": 3}, r"has dimension 2 of size zero"),
     ("two dimensions", (3, 8), {"kernel_size": 3}, r"expected 3D .* or 4D .* input"),
-    ("three kernel sizes", (1, 2, 8, 8), {"kernel_size": (3, 3, 3)}, r"kernel_size \(3, 3, 3\) must be an int or 2"),
+    (
+        "three kernel sizes",
+        (1, 2, 8, 8),
+        {"kernel_size": (3, 3, 3)},
+        r"kernel_size \(3, 3, 3\) must be an int or 2",
+    ),
     ("three strides", (1, 2, 8, 8), {"kernel_size": 3, "stride": (1, 1, 1)}, r"stride \(1, 1, 1\) must be"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("reason, shape, kwargs, message", ERRORS, ids=[row[0] for row in ERRORS])
 def test_errors(reason, shape, kwargs, message):
-    with pytest.raises(Exception) as theirs:  # noqa: PT011
+    with pytest.raises(Exception) as theirs:
         F.max_pool2d(torch.zeros(shape), **kwargs)
-    with pytest.raises(theirs.type, match=f"^max_pool2d: .*{message}"):
+    with pytest.raises(theirs.type, match=rf"^max_pool2d: .*{message}"):
         CF.max_pool2d(torch.zeros(shape), **kwargs)
 
 
 def test_dtype_errors():
-    with pytest.raises(NotImplementedError, match="max_pool2d: input has dtype torch.complex64"):
+    with pytest.raises(NotImplementedError, match=r"max_pool2d: input has dtype torch.complex64"):
         CF.max_pool2d(torch.zeros(1, 1, 4, 4, dtype=torch.complex64), 2)
-    with pytest.raises(NotImplementedError, match="max_pool2d: input has dtype torch.bool"):
+    with pytest.raises(NotImplementedError, match=r"max_pool2d: input has dtype torch.bool"):
         CF.max_pool2d(torch.zeros(1, 1, 4, 4, dtype=torch.bool), 2)
 
 
 def test_backward_errors():
     ops, window = torch.ops.convnorm, ([2, 2], [2, 2], [0, 0], [1, 1])
     grad, argmax = ops.max_pool_forward(torch.randn(1, 2, 8, 8), *window, False, 1)
-    with pytest.raises(RuntimeError, match="max_pool2d_backward: argmax of size .* does not belong to an input"):
+    with pytest.raises(RuntimeError, match=r"argmax of size .* does not belong to an input"):
         ops.max_pool_backward(grad, argmax, [1, 3, 8, 8], *window)
-    with pytest.raises(RuntimeError, match="max_pool2d_backward: argmax has height 4, must be 5"):
+    with pytest.raises(RuntimeError, match=r"max_pool2d_backward: argmax has height 4, must be 5"):
         ops.max_pool_backward(grad, argmax, [1, 2, 10, 8], *window)
     with pytest.raises(RuntimeError, match="max_pool2d_backward: grad_output of size"):
         ops.max_pool_backward(grad[..., :2], argmax, [1, 2, 8, 8], *window)
@@ -319,7 +377,9 @@ def test_records_from_elsewhere_stay_inside_the_tensor():
     for argmax in (torch.full((1, 9, 4, 4), 255, dtype=torch.uint8), torch.full((1, 9, 4, 4), -7)):
         for layout in (torch.contiguous_format, torch.channels_last):
             a = argmax.contiguous(memory_format=layout)
-            assert not torch.ops.convnorm.max_pool_backward(torch.ones(a.shape), a, [1, 9, 8, 8], *window).any()
+            assert not torch.ops.convnorm.max_pool_backward(
+                torch.ones(a.shape), a, [1, 9, 8, 8], *window
+            ).any()
             assert not torch.ops.convnorm.max_pool_gather(torch.ones(1, 9, 8, 8), a, *window).any()
 
 

@@ -23,7 +23,7 @@ class Options:
     epochs: int = 10
     seed: int = 0
     batch_size: int = 64
-    lr: float = 0.05
+    lr: float = 0.02
     plain: bool = False
     channels_last: bool = False
     threads: int | None = None
@@ -50,7 +50,7 @@ class Trainer:
         self.net = LeNet5(layers, norm=not options.plain).to(memory_format=self.format)  # type: ignore[call-overload]
         self.data = data
         steps = options.epochs * -(-len(data.train_labels) // options.batch_size)
-        self.optimizer = torch.optim.SGD(self.net.parameters(), options.lr, 0.9, weight_decay=1e-2, nesterov=True)
+        self.optimizer = torch.optim.SGD(self.net.parameters(), options.lr, 0.9, weight_decay=5e-3, nesterov=True)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
         self.history: list[Epoch] = []
         self.first_gradients: dict[str, Tensor] = {}

@@ -14,8 +14,16 @@ class _BatchNormAct:
 
     act: str | None
 
-    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True,
-                 track_running_stats: bool = True, act: str | None = "relu", **factory: Any):
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        act: str | None = "relu",
+        **factory: Any,
+    ):
         super().__init__(num_features, eps, momentum, affine, track_running_stats, **factory)  # type: ignore[call-arg]
         if act not in ("relu", None):
             raise ValueError(f"{type(self).__name__}: act {act!r} must be 'relu' or None")
@@ -33,13 +41,13 @@ class BatchNormAct1d(_BatchNormAct, BatchNorm1d):
 
 
 class BatchNormAct2d(_BatchNormAct, BatchNorm2d):
-    """Batch norm, an optional residual, then ReLU, in one pass; the backward recomputes the mask instead of storing it.
+    """Batch norm, an optional residual, then ReLU, in one pass; the backward recomputes the mask.
 
     Args:
         num_features, eps, momentum, affine, track_running_stats: as :class:`torch.nn.BatchNorm2d`.
         act: ``"relu"`` or None.
 
-    Shape: input, residual and output ``(N, C, H, W)``. The state_dict is that of :class:`torch.nn.BatchNorm2d`.
+    Shape: input, residual and output ``(N, C, H, W)``. The state_dict is BatchNorm2d's.
 
     Example:
         >>> layer = convnorm.nn.BatchNormAct2d(64)

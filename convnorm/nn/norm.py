@@ -7,7 +7,9 @@ from torch import Tensor, nn
 from .. import functional as CF
 
 
-def _forward(self: nn.modules.batchnorm._BatchNorm, input: Tensor, act: str | None, residual: Tensor | None) -> Tensor:
+def _forward(
+    self: nn.modules.batchnorm._BatchNorm, input: Tensor, act: str | None, residual: Tensor | None
+) -> Tensor:
     """torch's _BatchNorm.forward, with an activation and a residual."""
     self._check_input_dim(input)
     momentum = 0.0 if self.momentum is None else self.momentum
@@ -18,26 +20,27 @@ def _forward(self: nn.modules.batchnorm._BatchNorm, input: Tensor, act: str | No
     training = self.training or (self.running_mean is None and self.running_var is None)
     use_buffers = not self.training or self.track_running_stats
     mean, var = (self.running_mean, self.running_var) if use_buffers else (None, None)
-    return CF.batch_norm_act(input, mean, var, self.weight, self.bias, training, momentum, self.eps, act=act,
-                             residual=residual)
+    return CF.batch_norm_act(
+        input, mean, var, self.weight, self.bias, training, momentum, self.eps, act=act, residual=residual
+    )
 
 
 class BatchNorm1d(nn.BatchNorm1d):
-    """:class:`torch.nn.BatchNorm1d` computed by :func:`convnorm.functional.batch_norm`: same arguments, same state_dict."""
+    """:class:`torch.nn.BatchNorm1d` by :func:`convnorm.functional.batch_norm`: same state_dict."""
 
     def forward(self, input: Tensor) -> Tensor:
         return _forward(self, input, None, None)
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """:class:`torch.nn.BatchNorm2d` computed by :func:`convnorm.functional.batch_norm`: same arguments, same state_dict."""
+    """:class:`torch.nn.BatchNorm2d` by :func:`convnorm.functional.batch_norm`: same state_dict."""
 
     def forward(self, input: Tensor) -> Tensor:
         return _forward(self, input, None, None)
 
 
 class BatchNorm3d(nn.BatchNorm3d):
-    """:class:`torch.nn.BatchNorm3d` computed by :func:`convnorm.functional.batch_norm`: same arguments, same state_dict."""
+    """:class:`torch.nn.BatchNorm3d` by :func:`convnorm.functional.batch_norm`: same state_dict."""
 
     def forward(self, input: Tensor) -> Tensor:
         return _forward(self, input, None, None)

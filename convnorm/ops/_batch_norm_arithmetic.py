@@ -10,14 +10,18 @@ P is its own transpose, and the transpose of d xhat / d x is r P.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, float32, where
 
 
 class Terms:
     """xhat, r and the relu mask as functions of x, with per-channel values shaped to broadcast over x."""
 
-    def __init__(self, input: Tensor, weight: Tensor | None, bias: Tensor | None, output: Tensor | None,
-                 stats: Tensor, eps: float, train: bool, relu: bool):
+    def __init__(self, saved: Sequence[Tensor | None], eps: float, train: bool, relu: bool):
+        """``saved`` is (input, weight, bias, output or None, stats)."""
+        input, weight, bias, output, stats = saved
+        assert input is not None and stats is not None
         self.dims = [d for d in range(input.dim()) if d != 1]
         self.train, self.dtype = train, float32 if input.dtype.itemsize == 2 else input.dtype
         d = input.to(self.dtype) - self.channel(stats[0])
@@ -53,8 +57,13 @@ class Terms:
         return g - self.mean(g) - self.xhat * self.mean(g * self.xhat) if self.train else g
 
 
-def forward_tangent(t: Terms, d_input: Tensor | None, d_weight: Tensor | None, d_bias: Tensor | None,
-                    d_residual: Tensor | None) -> Tensor:
+def forward_tangent(
+    t: Terms,
+    d_input: Tensor | None,
+    d_weight: Tensor | None,
+    d_bias: Tensor | None,
+    d_residual: Tensor | None,
+) -> Tensor:
     """d out = weight r P(d x) + xhat d weight + d bias + d residual, where relu passes."""
     total = t.xhat.new_zeros(()).expand_as(t.xhat)
     if d_input is not None:
@@ -68,8 +77,14 @@ def forward_tangent(t: Terms, d_input: Tensor | None, d_weight: Tensor | None, d
     return t.passed(total)
 
 
-def backward_transpose(t: Terms, grad_output: Tensor, to_input: Tensor | None, to_weight: Tensor | None,
-                       to_bias: Tensor | None, to_residual: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+def backward_transpose(
+    t: Terms,
+    grad_output: Tensor,
+    to_input: Tensor | None,
+    to_weight: Tensor | None,
+    to_bias: Tensor | None,
+    to_residual: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Gradients for grad_output, input and weight from those of the backward's four results.
 
     L = <a, weight r P(g)> + <to_weight, sum g xhat> + <to_bias, sum g> + <to_residual, g>, with a = to_input.
@@ -95,8 +110,9 @@ def backward_transpose(t: Terms, grad_output: Tensor, to_input: Tensor | None, t
     return t.passed(for_g), for_input + t.r * t.project(for_xhat), for_weight
 
 
-def backward_tangent(t: Terms, grad_output: Tensor, d_grad: Tensor | None, d_input: Tensor | None,
-                     d_weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def backward_tangent(
+    t: Terms, grad_output: Tensor, d_grad: Tensor | None, d_input: Tensor | None, d_weight: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Tangents of the backward's four results."""
     g = t.passed(grad_output)
     dg = t.xhat.new_zeros(()).expand_as(g) if d_grad is None else t.passed(d_grad)

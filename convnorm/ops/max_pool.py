@@ -1,7 +1,7 @@
 """Max pooling: fakes and autograd for convnorm::max_pool_forward, max_pool_backward and max_pool_gather.
 
-The forward records where each maximum was (``argmax``); the backward is linear in the gradient, and its transpose is
-the gather of the recorded positions, so backward and gather are each other's backward, to any order.
+The forward records where each maximum was (``argmax``). The backward is linear in the gradient, and its
+transpose is the gather of the recorded positions: each is the other's backward, to any order.
 """
 
 from __future__ import annotations
@@ -20,8 +20,14 @@ _ops = torch.ops.convnorm
 NOTHING, OFFSETS, INDICES = 0, 1, 2  # what the forward records
 
 
-def output_size(size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
-                dilation: Sequence[int], ceil_mode: bool) -> list[int]:
+def output_size(
+    size: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+) -> list[int]:
     """floor or ceil of (in + 2*padding - dilation*(kernel-1) - 1) / stride, plus 1, per spatial dimension.
 
     With ceil_mode a last window that would start in the high padding is dropped.
@@ -121,10 +127,13 @@ class MaxPoolBackward(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, grad_output, argmax, input_size, kernel, stride, padding, dilation):
-        g, a = (move_batch(t, d, info.batch_size) for t, d in zip((grad_output, argmax), in_dims[:2], strict=True))
+        g, a = (
+            move_batch(t, d, info.batch_size) for t, d in zip((grad_output, argmax), in_dims[:2], strict=True)
+        )
         n, *rest = input_size
-        out = MaxPoolBackward.call(g.flatten(0, 1), a.flatten(0, 1), [info.batch_size * n, *rest], kernel, stride,
-                                   padding, dilation)
+        out = MaxPoolBackward.call(
+            g.flatten(0, 1), a.flatten(0, 1), [info.batch_size * n, *rest], kernel, stride, padding, dilation
+        )
         return out.unflatten(0, (info.batch_size, n)), 0
 
 
@@ -169,4 +178,8 @@ class _MaxPoolGatherEager(MaxPoolGather):
         return MaxPoolGather.call(d_x, argmax, *ctx.geometry)
 
 
-MaxPool.eager, MaxPoolBackward.eager, MaxPoolGather.eager = _MaxPoolEager, _MaxPoolBackwardEager, _MaxPoolGatherEager
+MaxPool.eager, MaxPoolBackward.eager, MaxPoolGather.eager = (
+    _MaxPoolEager,
+    _MaxPoolBackwardEager,
+    _MaxPoolGatherEager,
+)

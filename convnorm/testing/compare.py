@@ -60,8 +60,9 @@ def assert_same(ours: Tensor, theirs: Tensor, what: str = "output") -> None:
 def assert_accurate(ours: Tensor, theirs: Tensor, reference: Tensor, what: str = "output") -> None:
     """Level 2: error of ours <= 2 * error of theirs + one rounding unit, errors taken against ``reference``.
 
-    Tensors of integers (indices) must be equal. Where torch itself is the float64 reference, give its float32
-    result as ``theirs``: its error is then scaled by the ratio of the two rounding units.
+    Tensors of integers (indices) must be equal. For float64, where torch itself is the reference, give its
+    float32 result as ``theirs``: its error, scaled by the ratio of the rounding units, is then torch's, and
+    counts once more, since the reference has it too.
 
     Raises AssertionError with the worst index, the values there and both errors.
     """
@@ -74,13 +75,14 @@ def assert_accurate(ours: Tensor, theirs: Tensor, reference: Tensor, what: str =
     differences = _differences(ours, reference)
     error = float(differences.max())
     own = max_error(theirs, reference) * _unit(ours.dtype) / _unit(theirs.dtype)
+    times = 2 if theirs.dtype == ours.dtype else 3
     finite = reference[reference.isfinite()]
     scale = float(finite.abs().max()) if finite.numel() else 0.0
-    bound = 2 * own + _unit(ours.dtype) * scale
+    bound = times * own + _unit(ours.dtype) * scale
     if error > bound:
         at = _worst(differences)
         raise AssertionError(
-            f"{what} ({ours.dtype}): error {error:.3e} > {bound:.3e} = 2 * torch's {own:.3e} + one unit at "
-            f"{scale:.3g}; worst at {at}: ours {ours[at].item()!r}, torch {theirs[at].item()!r}, "
+            f"{what} ({ours.dtype}): error {error:.3e} > {bound:.3e} = {times} * torch's {own:.3e} + a unit "
+            f"at {scale:.3g}; worst at {at}: ours {ours[at].item()!r}, torch {theirs[at].item()!r}, "
             f"reference {reference[at].item()!r}"
         )

@@ -27,8 +27,15 @@ inline constexpr int kColVecs = 2;
 template <class C>
 inline constexpr int kCols = kColVecs * kLanes<C>;
 
-// What the accumulators start from.
+// What the sum is added to: nothing, a bias, or what c holds.
 enum class Start { zero, row_bias, col_bias, add_to_c };
+
+// A sum is made of chains of at most so many FMAs; each starts from zero and is added to c when it ends. Roundings are
+// then relative to a chain's own sum, not to the total: half the error of one long chain, for 5 % of the time.
+inline constexpr std::int64_t kChain = 64;
+
+// A length cut into equal pieces of at most a chain.
+inline std::int64_t piece_length(std::int64_t n) { return imax(1, ceil_div(n, imax(1, ceil_div(n, kChain)))); }
 
 enum class Form { interleaved, by_rows, indirect };
 
@@ -63,31 +70,64 @@ inline void accumulate(vec<C> (&acc)[MR][NV], std::int64_t depth, const C* const
   }
 }
 
-template <class C, int MR, int NV, Form kForm>
-void run_tile(const Tile<C>& t) {
+// c (+)= acc, and acc back to zero: the end of a chain. The first chain of a tile stores, with the bias if there is one.
+template <class C, int MR, int NV>
+inline void fold(const Tile<C>& t, vec<C> (&acc)[MR][NV], bool first) {
   constexpr int L = kLanes<C>;
-  vec<C> acc[MR][NV];
   for (int m = 0; m < MR; ++m)
     for (int v = 0; v < NV; ++v) {
+      vec<C> sum = acc[m][v];
+      if (!first || t.start == Start::add_to_c)
+        sum += load(t.c[m] + v * L);
+      else if (t.start == Start::row_bias)
+        sum += splat<C>(t.bias[m]);
+      else if (t.start == Start::col_bias)
+        sum += load(t.bias + v * L);
+      store(t.c[m] + v * L, sum);
       acc[m][v] = vec<C>{};
-      if (t.start == Start::row_bias) acc[m][v] = splat<C>(t.bias[m]);
-      if (t.start == Start::col_bias) acc[m][v] = load(t.bias + v * L);
-      if (t.start == Start::add_to_c) acc[m][v] = load(t.c[m] + v * L);
     }
+}
+
+template <class C, int MR, int NV, Form kForm>
+void run_tile(const Tile<C>& t) {
+  vec<C> acc[MR][NV] = {};
+  bool first = true;
+  const C* b = t.b;
   const C* a[MR];
   if constexpr (kForm == Form::indirect) {
+    std::int64_t chain = 0;
     const C* const* rows = t.rows;
-    for (std::int64_t k = 0; k < t.depth; k += t.run, rows += kRows) {
+    const std::int64_t piece = piece_length(t.run);
+    for (std::int64_t k = 0; k < t.depth; k += t.run, rows += kRows, b += t.run * t.ldb) {
       if (!rows[0]) continue;  // padding for every row
-      for (int m = 0; m < MR; ++m) a[m] = rows[m] + t.skip;
-      accumulate<C, MR, NV, 1>(acc, t.run, a, t.b + k * t.ldb, t.ldb);
+      for (std::int64_t i = 0; i < t.run; i += piece) {
+        const std::int64_t n = imin(piece, t.run - i);
+        if (chain + n > kChain) {
+          fold(t, acc, first);
+          first = false;
+          chain = 0;
+        }
+        for (int m = 0; m < MR; ++m) a[m] = rows[m] + t.skip + i;
+        accumulate<C, MR, NV, 1>(acc, n, a, b + i * t.ldb, t.ldb);
+        chain += n;
+      }
     }
   } else {
+    constexpr int kStep = kForm == Form::interleaved ? kRows : 1;
     for (int m = 0; m < MR; ++m) a[m] = kForm == Form::interleaved ? t.a + m : t.a + m * t.lda;
-    accumulate<C, MR, NV, kForm == Form::interleaved ? kRows : 1>(acc, t.depth, a, t.b, t.ldb);
+    const std::int64_t piece = piece_length(t.depth);
+    for (std::int64_t k = 0; k < t.depth; k += piece) {
+      if (k > 0) {
+        fold(t, acc, first);
+        first = false;
+      }
+      const std::int64_t n = imin(piece, t.depth - k);
+      accumulate<C, MR, NV, kStep>(acc, n, a, b, t.ldb);
+      for (int m = 0; m < MR; ++m) a[m] += n * kStep;
+      b += n * t.ldb;
+    }
   }
-  for (int m = 0; m < MR; ++m)
-    for (int v = 0; v < NV; ++v) store(t.c[m] + v * L, acc[m][v]);
+  fold(t, acc, first);
 }
 
 // The tile functions by number of rows and of column vectors.

@@ -4,10 +4,10 @@
 // A block of n values is summed about a shift m that is a float near the mean: d = x - m, s1 = sum d, s2 =
 // sum d^2. Then mean_b = m + s1/n and M2_b = s2 - s1^2/n, and blocks are merged in double:
 //   delta = mean_b - mean;  mean += delta n_b/n;  M2 += M2_b + delta^2 n_a n_b/n.
-// With m the mean of all blocks before (the first block is swept once more, for its own mean), the rounding
-// error of s2 is a small multiple of eps * n_b (mean_b - m)^2 + eps * M2_b, and M2 grows by at least as much
-// in that merge: the relative error stays near eps whatever the mean, the order of the data or the layout.
-// Constants give exactly zero.
+// With m the mean of all blocks before (the start of the first block is swept once more, for its own mean),
+// the rounding error of s2 is a small multiple of eps * n_b (mean_b - m)^2 + eps * M2_b, and M2 grows by at
+// least as much in that merge: the relative error stays near eps whatever the mean, the order of the data or
+// the layout. Constants give exactly zero.
 //
 // Squares of huge or tiny floats leave float's range; a block whose s2 does is swept again in double.
 #pragma once
@@ -62,37 +62,43 @@ inline Wide<float> widen(vec<float> v) {
 #endif
 }
 
+// Two sums over vectors, lane by lane: g, and g (x - mean). For float they are double; for double they carry
+// the rounding of every addition along (Knuth's two-sum), since grad_weight is a small difference of large
+// terms.
 template <class C>
-inline Wide<C> load_wide(const double* p) {
-  Wide<C> w;
-  for (int i = 0; i < Wide<C>::kParts; ++i) w.part[i] = load(p + i * kLanes<double>);
-  return w;
-}
-template <class C>
-inline void store_wide(double* p, const Wide<C>& w) {
-  for (int i = 0; i < Wide<C>::kParts; ++i) store(p + i * kLanes<double>, w.part[i]);
-}
-
-// Two sums over wide values: g, and g (x - mean).
-template <class C>
-struct WideSums {
+struct PairSums {
   Wide<C> g{}, dot{};
 
-  inline void add(vec<C> grad, vec<C> x, const Wide<C>& mean) {
+  void add(vec<C> grad, vec<C> x, const Wide<C>& mean) {
     const Wide<C> gw = widen(grad), xw = widen(x);
     for (int i = 0; i < Wide<C>::kParts; ++i) {
       g.part[i] += gw.part[i];
       dot.part[i] += gw.part[i] * (xw.part[i] - mean.part[i]);
     }
   }
+  double g_lane(int i) const { return g.part[i / kLanes<double>][i % kLanes<double>]; }
+  double dot_lane(int i) const { return dot.part[i / kLanes<double>][i % kLanes<double>]; }
 };
 
-template <class C>
-inline double wide_sum(const Wide<C>& a, const Wide<C>& b) {
-  double sum = 0;
-  for (int i = 0; i < Wide<C>::kParts; ++i) sum += lane_sum<double>(a.part[i] + b.part[i]);
-  return sum;
-}
+template <>
+struct PairSums<double> {
+  typedef vec<double> V;
+  V g{}, g_low{}, dot{}, dot_low{};
+
+  static void add(V& high, V& low, V term) {
+    const V sum = high + term, back = sum - high;
+    low += (high - (sum - back)) + (term - back);
+    high = sum;
+  }
+  void add(V grad, V x, const Wide<double>& mean) {
+    add(g, g_low, grad);
+    add(dot, dot_low, grad * (x - mean.part[0]));
+  }
+  // An overflow leaves NaN in low and the answer in high.
+  static double total(double high, double low) { return low == low ? high + low : high; }
+  double g_lane(int i) const { return total(g[i], g_low[i]); }
+  double dot_lane(int i) const { return total(dot[i], dot_low[i]); }
+};
 
 // Sum of n lanes, halves folded onto each other.
 template <int n, class A, class V>

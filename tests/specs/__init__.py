@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from convnorm.testing import assert_accurate
+
 Inputs = dict[str, Any]  # keyword arguments of the op: tensors and plain values
 DTYPES = {
     "float32": torch.float32,
@@ -43,9 +45,13 @@ class Case:
 
 
 def values(shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator, kind: str) -> Tensor:
-    """Random "normal" values, or "integers" in [-4, 4] so that sums of products are exact in every order."""
+    """Random values, "normal", or "integers" so that sums of products are exact in every order.
+
+    Integers are within 4; in float64 within 2^19: sums stay below 2^53 but are exact in no narrower type.
+    """
     if kind == "integers":
-        return torch.randint(-4, 5, tuple(shape), generator=generator).to(dtype)
+        limit = 2**19 if dtype == torch.float64 else 4
+        return torch.randint(-limit, limit + 1, tuple(shape), generator=generator).to(dtype)
     return torch.randn(tuple(shape), generator=generator, dtype=torch.float64).to(dtype)
 
 
@@ -114,6 +120,17 @@ def evaluate(
         found = torch.autograd.grad(differentiable, list(leaves.values()), drawn)
         named |= {f"grad_{name}": g for name, g in zip(leaves, found, strict=True)}
     return named
+
+
+def compare(spec: OpSpec, inputs: Inputs, dtype: torch.dtype, kind: str = "normal") -> None:
+    """Level 2 for forward and gradients; in float64 torch's own error is its float32 one, scaled."""
+    ours = evaluate(spec.ours, inputs, spec.grads, kind=kind)
+    peer = cast(inputs, torch.float32) if dtype == torch.float64 else inputs
+    theirs = evaluate(spec.theirs, peer, spec.grads, kind=kind)
+    reference = evaluate(spec.theirs, cast(inputs, torch.float64), spec.grads, kind=kind)
+    assert ours.keys() == reference.keys()
+    for what in ours:
+        assert_accurate(ours[what], theirs[what], reference[what], what)
 
 
 def all_specs() -> list[OpSpec]:

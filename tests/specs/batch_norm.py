@@ -1,7 +1,8 @@
-"""Batch norm, alone and fused with a residual and ReLU; training returns the running statistics it updated."""
+"""Batch norm, alone and with a residual and ReLU; training returns the running statistics it updated."""
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -73,7 +74,9 @@ def with_running(function, running_mean, running_var, training):
     return function(running_mean, running_var), running_mean, running_var
 
 
-def ours(input, running_mean=None, running_var=None, weight=None, bias=None, residual=None, act=None, **kwargs):
+def ours(
+    input, running_mean=None, running_var=None, weight=None, bias=None, residual=None, act=None, **kwargs
+):
     def run(mean, var):
         if act is None and residual is None:
             return CF.batch_norm(input, mean, var, weight, bias, **kwargs)
@@ -82,17 +85,69 @@ def ours(input, running_mean=None, running_var=None, weight=None, bias=None, res
     return with_running(run, running_mean, running_var, kwargs["training"])
 
 
-def theirs(input, running_mean=None, running_var=None, weight=None, bias=None, residual=None, act=None, **kwargs):
+class Extended(torch.autograd.Function):
+    """Forward and backward in numpy's long double: the reference that float64 is measured against."""
+
+    @staticmethod
+    def forward(ctx, input, weight, bias, mean, var, training, eps):
+        x = input.numpy().astype(np.longdouble)
+        ctx.axes = tuple(d for d in range(x.ndim) if d != 1)
+        wide = lambda t: np.asarray(t, np.longdouble).reshape(1, -1, *(1,) * (x.ndim - 2))  # noqa: E731
+        ctx.count = x.size // x.shape[1] if training else np.inf
+        ctx.weight = wide(1.0 if weight is None else weight.numpy())
+        mean = x.mean(ctx.axes, keepdims=True) if training else wide(mean.numpy())
+        var = np.square(x - mean).mean(ctx.axes, keepdims=True) if training else wide(var.numpy())
+        ctx.r = 1 / np.sqrt(var + np.longdouble(eps))
+        ctx.xhat = (x - mean) * ctx.r
+        out = ctx.xhat * ctx.weight + wide(0.0 if bias is None else bias.numpy())
+        return tuple(torch.from_numpy(a.astype(np.float64)) for a in (out, mean.ravel(), var.ravel()))
+
+    @staticmethod
+    def backward(ctx, grad_output, *_):
+        g = grad_output.numpy().astype(np.longdouble)
+        grad_bias, grad_weight = (t.sum(ctx.axes, keepdims=True) for t in (g, g * ctx.xhat))
+        grad_input = ctx.weight * ctx.r * (g - (grad_bias + ctx.xhat * grad_weight) / ctx.count)
+        grads = (grad_input, grad_weight.ravel(), grad_bias.ravel())
+        wanted = zip(grads, ctx.needs_input_grad[:3], strict=True)
+        return *(torch.from_numpy(a.astype(np.float64)) if need else None for a, need in wanted), *(None,) * 4
+
+
+def reference(input, running_mean, running_var, weight, bias, training, momentum=0.1, eps=1e-5):
+    """F.batch_norm with more digits than float64, where no transform is active: numpy cannot follow those."""
+    if torch._C._are_functorch_transforms_active() or input.device.type != "cpu" or not input.numel():
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    out, mean, var = Extended.apply(input, weight, bias, running_mean, running_var, training, eps)
+    if training and running_mean is not None:
+        count = input.numel() // input.shape[1]
+        running_mean.copy_((1 - momentum) * running_mean + momentum * mean.detach())
+        running_var.copy_((1 - momentum) * running_var + momentum * var.detach() * (count / (count - 1)))
+    return out
+
+
+def theirs(
+    input, running_mean=None, running_var=None, weight=None, bias=None, residual=None, act=None, **kwargs
+):
     def run(mean, var):
-        out = F.batch_norm(input, mean, var, weight, bias, **kwargs)
+        function = reference if input.dtype == torch.float64 else F.batch_norm
+        out = function(input, mean, var, weight, bias, **kwargs)
         out = out if residual is None else out + residual
         return out if act is None else F.relu(out)
 
     return with_running(run, running_mean, running_var, kwargs["training"])
 
 
-def raw(input, running_mean=None, running_var=None, weight=None, bias=None, residual=None, act=None,
-        training=True, momentum=0.1, eps=1e-5):
+def raw(
+    input,
+    running_mean=None,
+    running_var=None,
+    weight=None,
+    bias=None,
+    residual=None,
+    act=None,
+    training=True,
+    momentum=0.1,
+    eps=1e-5,
+):
     ops, relu = torch.ops.convnorm, act == "relu"
     if training:
         forward = ops.batch_norm_train, (input, weight, bias, residual, eps, relu)
@@ -105,8 +160,7 @@ def raw(input, running_mean=None, running_var=None, weight=None, bias=None, resi
     backward = (grad, input, weight, bias, mask, stats, eps, training, relu, True, True, residual is not None)
     calls = [(forward[0].default, forward[1]), (ops.batch_norm_backward.default, backward)]
     if training and running_mean is not None:
-        count = input.numel() // input.shape[1]
-        calls.append((ops.batch_norm_update.default, (running_mean, running_var, stats, count, momentum)))
+        calls.append((ops.batch_norm_update.default, (running_mean, running_var, stats, input, momentum)))
     return calls
 
 

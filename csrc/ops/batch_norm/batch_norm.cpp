@@ -1,9 +1,9 @@
 // Batch norm: schemas, checks, allocation and choice of kernel.
 #include "ops/batch_norm/batch_norm.h"
 
+#include "common/channel_vector.h"
 #include "common/registry.h"
 #include "common/tensor.h"
-#include "ops/batch_norm/channel_vector.h"
 
 namespace convnorm {
 namespace {
@@ -45,16 +45,7 @@ const Register<bn::Kernel<bn::Backward>> register_backward("batch_norm_backward"
 
 NormView norm_view(const Tensor& t) {
   const View5 v = lift(t);
-  NormView out;
-  out.data = v.data;
-  out.outer = v.n;
-  out.channels = v.c;
-  out.inner = v.size[0] * v.size[1] * v.size[2];
-  out.size = v.size;
-  out.outer_stride = v.stride_n;
-  out.channel_stride = v.stride_c;
-  out.stride = v.stride;
-  return out;
+  return {v.data, v.n, v.c, v.size[0] * v.size[1] * v.size[2], v.size, v.stride_n, v.stride_c, v.stride};
 }
 
 // The dtype of input, after what every op of this room asks of it.
@@ -80,12 +71,22 @@ void check_eps(const char* op, double eps, bool train) {
   check_value(eps >= 0, op, ": batch_norm eps must be non-negative, but got ", eps);
 }
 
+void check_stats(const char* op, const Tensor& stats, const Tensor& input) {
+  check(stats.dim() == 2 && stats.size(0) == 2 && stats.size(1) == input.size(1) && stats.is_contiguous() &&
+            stats.scalar_type() == ScalarType::Double,
+        op, ": stats of size ", shape_text(stats), " must be a contiguous float64 tensor (2, ", input.size(1),
+        ")");
+}
+
 Ints sizes_of(const Tensor& t) {
   const auto sizes = t.sizes();
   return Ints(sizes.begin(), sizes.end());
 }
 
-Tensor dense_like(const Tensor& t) { return empty(t, sizes_of(t), suggested_layout(t)); }
+// Empty tensors keep their strides, as in torch; others are dense in the layout they ask for.
+Tensor dense_like(const Tensor& t) {
+  return t.numel() == 0 ? torch::stable::empty_like(t) : empty(t, sizes_of(t), suggested_layout(t));
+}
 
 bool in_rows(const Tensor& t) {
   return suggested_layout(t) == Layout::channels_last || norm_view(t).inner == 1;
@@ -152,17 +153,15 @@ Tensor batch_norm_eval(Tensor input, OptTensor weight, OptTensor bias, OptTensor
 
 // running = (1 - momentum) running + momentum batch, with the unbiased variance; nothing is written for empty
 // batches.
-void batch_norm_update(OptTensor running_mean, OptTensor running_var, Tensor stats, std::int64_t count,
+void batch_norm_update(OptTensor running_mean, OptTensor running_var, Tensor stats, Tensor input,
                        double momentum) {
   const char* op = "batch_norm_update";
-  check(stats.dim() == 2 && stats.size(0) == 2 && stats.is_contiguous() &&
-            stats.scalar_type() == ScalarType::Double,
-        op, ": stats of size ", shape_text(stats), " must be a contiguous float64 tensor (2, channels)");
-  const std::int64_t channels = stats.size(1);
-  const double* batch_mean = view(stats).as<double>();
-  ChannelVector mean(op, "running_mean", running_mean, stats, channels);
-  ChannelVector var(op, "running_var", running_var, stats, channels);
+  check_input(op, input);
+  check_stats(op, stats, input);
+  ChannelVector mean(op, "running_mean", running_mean, input), var(op, "running_var", running_var, input);
+  const std::int64_t channels = input.size(1), count = norm_view(input).values();
   if (count == 0) return;
+  const double* batch_mean = view(stats).as<double>();
   const double unbiased = static_cast<double>(count) / static_cast<double>(count - 1);
   for (std::int64_t c = 0; c < channels; ++c) {
     if (running_mean) mean.data()[c] = momentum * batch_mean[c] + (1 - momentum) * mean.data()[c];
@@ -183,10 +182,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(Tensor grad_outpu
   check_like(op, "grad_output", grad_output, input);
   if (output) check_like(op, "output", *output, input);
   const std::int64_t channels = input.size(1);
-  check(stats.dim() == 2 && stats.size(0) == 2 && stats.size(1) == channels && stats.is_contiguous() &&
-            stats.scalar_type() == ScalarType::Double,
-        op, ": stats of size ", shape_text(stats), " must be a contiguous float64 tensor (2, ", channels,
-        ")");
+  check_stats(op, stats, input);
   const ChannelVector w(op, "weight", weight, input), b(op, "bias", bias, input);
   ChannelVector grad_w(channels), grad_b(channels);
   Tensor grad_input = want_input ? dense_like(input) : empty(input, {0});
@@ -230,7 +226,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(convnorm, m) {
       "batch_norm_eval(Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, Tensor running_mean,"
       " Tensor running_var, float eps, bool relu) -> Tensor");
   m.def(
-      "batch_norm_update(Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor stats, SymInt count,"
+      "batch_norm_update(Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor stats, Tensor input,"
       " float momentum) -> ()");
   m.def(
       "batch_norm_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, Tensor? output,"

@@ -20,6 +20,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <span>
 #include <utility>
 
 #include "common/dtype.h"
@@ -84,6 +85,9 @@ struct Kernel {
   const char* (*refuse)(const Params&);
   Fn run;
 };
+
+std::span<const Kernel<ForwardFn>> forward_kernels();
+std::span<const Kernel<BackwardFn>> backward_kernels();
 
 // What each instruction set exports.
 struct Kernels {

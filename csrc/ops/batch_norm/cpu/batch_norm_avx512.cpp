@@ -3,6 +3,7 @@
 #if defined(__x86_64__)
 #include "cpu/target_avx512.h"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // false alarms inside gcc's own avx512 headers
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include "cpu/vec.h"
 #include "ops/batch_norm/cpu/batch_norm_kernel.h"
 

@@ -178,6 +178,7 @@ struct Arena {
 
 #include "ops/batch_norm/cpu/batch_norm_planes.h"
 #include "ops/batch_norm/cpu/batch_norm_rows.h"
+#include "ops/batch_norm/cpu/batch_norm_rows_backward.h"
 
 namespace convnorm::batch_norm {
 namespace {

@@ -13,19 +13,23 @@ namespace {
 inline constexpr std::int64_t kSegment = 4096;         // elements: 16 KB of float, half of L1
 inline constexpr std::int64_t kEnoughTasks = 64;       // fewer channels than this are cut into chunks ...
 inline constexpr std::int64_t kChunk = 16 * kSegment;  // ... of at least so many elements
-inline constexpr std::int64_t kGrain = 32768;          // elements that are worth a thread's attention
+inline constexpr std::int64_t kMostBlock = 16;  // short planes of so many channels make one run of memory
+inline constexpr std::int64_t kFirst = 128;     // elements, at least, that give the first shift
+inline constexpr std::int64_t kGrain = 32768;   // elements that are worth a thread's attention
 
 struct Planes {
   std::int64_t channels, outer, inner;
   std::int64_t per_plane, segments;  // of a channel
   std::int64_t group;                // segments summed before a merge
   std::int64_t chunks;               // of a channel
+  std::int64_t block;                // channels that are written together, image by image
 
   explicit Planes(const NormView& x) : channels(x.channels), outer(x.outer), inner(x.inner) {
     per_plane = ceil_div(inner, kSegment);
     segments = outer * per_plane;
     group = imax(1, kSegment / inner);
     const std::int64_t most = imin(imax(1, outer * inner / kChunk), segments);
+    block = imin(kMostBlock, group);
     chunks = channels >= kEnoughTasks ? 1 : imin(ceil_div(kEnoughTasks, channels), most);
   }
   // Most planes are one segment: no division then.
@@ -102,7 +106,8 @@ struct PlanesForward {
       const std::int64_t end = imin(s + g.group, s1);
       if (total.count == 0) {
         const double first = load1(x.get(g.plane(s), c, g.begin(s), 1, tile));
-        const double mean = sweep<C>(c, s, end, first, tile).mean;
+        const std::int64_t some = imin(end, s + ceil_div(kFirst, g.inner));
+        const double mean = sweep<C>(c, s, some, first, tile).mean;
         total.mean = is_finite(mean) ? mean : first;
       }
       merge(total, sweep<C>(c, s, end, static_cast<C>(total.mean), tile));
@@ -125,19 +130,25 @@ struct PlanesForward {
                    });
   }
 
-  // A channel from end to end; the planes that were summed last are the likeliest to be in cache.
+  // Channels from end to end; the planes that were summed last are the likeliest to be in cache.
   void whole_channels() const {
-    parallel_for(g.channels, imax(1, kGrain / (g.outer * g.inner)),
-                 [&](std::int64_t begin, std::int64_t end) {
-                   T* tile = tiles();
-                   for (std::int64_t c = begin; c < end; ++c) {
-                     set_statistics(c, statistics(c, 0, g.segments, tile));
-                     const auto k = coefficients<C>(p, c);
-                     for (std::int64_t s = g.segments - 1; s >= 0; --s)
-                       normalise(k, g.plane(s), c, g.begin(s), g.length(s), tile);
-                   }
-                   stream_fence();
-                 });
+    const std::int64_t blocks = ceil_div(g.channels, g.block);
+    const std::int64_t grain = imax(1, kGrain / (g.outer * g.inner * g.block));
+    parallel_for(blocks, grain, [&](std::int64_t begin, std::int64_t end) {
+      T* tile = tiles();
+      Coefficients<C> k[kMostBlock];
+      for (std::int64_t b = begin; b < end; ++b) {
+        const std::int64_t c0 = b * g.block, width = imin(g.block, g.channels - c0);
+        for (std::int64_t c = 0; c < width; ++c) {
+          set_statistics(c0 + c, statistics(c0 + c, 0, g.segments, tile));
+          k[c] = coefficients<C>(p, c0 + c);
+        }
+        for (std::int64_t s = g.segments - 1; s >= 0; --s)
+          for (std::int64_t c = 0; c < width; ++c)
+            normalise(k[c], g.plane(s), c0 + c, g.begin(s), g.length(s), tile);
+      }
+      stream_fence();
+    });
   }
 
   void set_statistics(std::int64_t c, const Moments& m) const {
@@ -229,7 +240,7 @@ struct PlanesBackward {
     const auto k = coefficients<C>(p, c);
     Wide<C> mean;
     for (vec<double>& part : mean.part) part = splat<double>(p.mean[c]);
-    WideSums<C> total[2];
+    PairSums<C> ways[2];
     for (std::int64_t s = s0; s < s1; ++s) {
       const Segment from = segment(g.plane(s), c, g.begin(s), g.length(s), tile);
       each_vector<C>(from.length, false,
@@ -240,11 +251,14 @@ struct PlanesBackward {
                          gv = (xv - k.center) * k.scale + k.shift <= C(0) ? vec<C>{} : gv;
                        if constexpr (kMask == Mask::from_out)
                          gv = access.get(from.out + i) <= C(0) ? vec<C>{} : gv;
-                       total[way % 2].add(masked<C>(gv, on), xv, mean);
+                       ways[way % 2].add(masked<C>(gv, on), xv, mean);
                      });
     }
     const double r = 1 / __builtin_sqrt(p.var[c] + p.eps);
-    return {wide_sum(total[0].g, total[1].g), r * wide_sum(total[0].dot, total[1].dot)};
+    Sums total;
+    for (const PairSums<C>& way : ways)
+      for (int i = 0; i < kLanes<C>; ++i) total.g += way.g_lane(i), total.gx += r * way.dot_lane(i);
+    return total;
   }
 
   void update(const Coefficients<C>& k, const Slopes<C>& b, std::int64_t c, const Segment& from) const {
@@ -269,12 +283,17 @@ struct PlanesBackward {
   bool writes() const { return p.grad_input.data || p.grad_residual.data; }
   bool needs_sums() const { return p.want_affine || (p.train && p.grad_input.data); }
 
-  void write(std::int64_t c, std::int64_t s0, std::int64_t s1, T* tile) const {
+  void write(std::int64_t c0, std::int64_t width, std::int64_t s0, std::int64_t s1, T* tile) const {
     if (!writes()) return;
-    const auto k = coefficients<C>(p, c);
-    const auto b = slopes<C>(p, c);
+    Coefficients<C> k[kMostBlock];
+    Slopes<C> b[kMostBlock];
+    for (std::int64_t c = 0; c < width; ++c) {
+      k[c] = coefficients<C>(p, c0 + c);
+      b[c] = slopes<C>(p, c0 + c);
+    }
     for (std::int64_t s = s1 - 1; s >= s0; --s)
-      update(k, b, c, segment(g.plane(s), c, g.begin(s), g.length(s), tile));
+      for (std::int64_t c = 0; c < width; ++c)
+        update(k[c], b[c], c0 + c, segment(g.plane(s), c0 + c, g.begin(s), g.length(s), tile));
   }
 
   void set_sums(std::int64_t c, const Sums& sums) const {
@@ -282,31 +301,39 @@ struct PlanesBackward {
     p.grad_weight[c] = sums.gx;
   }
 
-  void run() const {
-    const bool fused = g.chunks == 1;
-    const std::int64_t tasks = g.channels * g.chunks;
-    auto* partial = static_cast<Sums*>(scratch_bytes(Slot::shared, tasks * sizeof(Sums)));
-    const std::int64_t grain = imax(1, kGrain / ceil_div(g.outer * g.inner, g.chunks));
-    const auto each_task = [&](auto f) {
-      parallel_for(tasks, grain, [&](std::int64_t begin, std::int64_t end) {
-        T* tile = tiles();
-        for (std::int64_t t = begin; t < end; ++t) {
-          const std::int64_t k = t % g.chunks;
-          f(t, t / g.chunks, g.first_segment(k), g.first_segment(k + 1), tile);
-        }
-        stream_fence();
-      });
-    };
-    if (needs_sums() || fused) {
-      each_task([&](std::int64_t t, std::int64_t c, std::int64_t s0, std::int64_t s1, T* tile) {
-        if (needs_sums()) partial[t] = sums(c, s0, s1, tile);
-        if (!fused) return;
-        if (needs_sums()) set_sums(c, partial[t]);
-        write(c, s0, s1, tile);
-      });
-    }
-    if (fused) return;
-    for (std::int64_t c = 0; c < g.channels && needs_sums(); ++c) {
+  void whole_channels() const {
+    const std::int64_t blocks = ceil_div(g.channels, g.block);
+    const std::int64_t grain = imax(1, kGrain / (g.outer * g.inner * g.block));
+    parallel_for(blocks, grain, [&](std::int64_t begin, std::int64_t end) {
+      T* tile = tiles();
+      for (std::int64_t b = begin; b < end; ++b) {
+        const std::int64_t c0 = b * g.block, width = imin(g.block, g.channels - c0);
+        for (std::int64_t c = c0; c < c0 + width && needs_sums(); ++c)
+          set_sums(c, sums(c, 0, g.segments, tile));
+        write(c0, width, 0, g.segments, tile);
+      }
+      stream_fence();
+    });
+  }
+
+  template <class F>
+  void each_chunk(F f) const {
+    parallel_for(g.channels * g.chunks, 1, [&](std::int64_t begin, std::int64_t end) {
+      T* tile = tiles();
+      for (std::int64_t t = begin; t < end; ++t) {
+        const std::int64_t k = t % g.chunks;
+        f(t, t / g.chunks, g.first_segment(k), g.first_segment(k + 1), tile);
+      }
+      stream_fence();
+    });
+  }
+
+  void chunked_sums() const {
+    auto* partial = static_cast<Sums*>(scratch_bytes(Slot::shared, g.channels * g.chunks * sizeof(Sums)));
+    each_chunk([&](std::int64_t t, std::int64_t c, std::int64_t s0, std::int64_t s1, T* tile) {
+      partial[t] = sums(c, s0, s1, tile);
+    });
+    for (std::int64_t c = 0; c < g.channels; ++c) {
       Sums total;
       for (std::int64_t k = 0; k < g.chunks; ++k) {
         total.g += partial[c * g.chunks + k].g;
@@ -314,8 +341,13 @@ struct PlanesBackward {
       }
       set_sums(c, total);
     }
-    each_task([&](std::int64_t, std::int64_t c, std::int64_t s0, std::int64_t s1, T* tile) {
-      write(c, s0, s1, tile);
+  }
+
+  void run() const {
+    if (g.chunks == 1) return whole_channels();
+    if (needs_sums()) chunked_sums();
+    each_chunk([&](std::int64_t, std::int64_t c, std::int64_t s0, std::int64_t s1, T* tile) {
+      write(c, 1, s0, s1, tile);
     });
   }
 };

@@ -73,8 +73,7 @@ inline PlaneStart plane_start(const Params& p, std::int64_t q) {
   return {start(p.input), start(p.output), start(p.argmax)};
 }
 
-// --- packing
-// --------------------------------------------------------------------------------------------------
+// --- packing -------------------------------------------------------------------------------------
 
 template <class V, int... i>
 inline V even_lanes(V a, V b, std::integer_sequence<int, i...>) {
@@ -148,8 +147,7 @@ inline void pack_segment(const RowPlan& r, const T* from, std::int64_t stride, s
     for (std::int64_t f = 0; f < r.phases; ++f) pick(f, i);
 }
 
-// --- the two folds
-// ----------------------------------------------------------------------------------------------
+// --- the two folds -------------------------------------------------------------------------------
 
 // Best of the taps of one window row; kTaps = 0 takes any number. tap[t] is where tap t starts in the packed
 // rows.
@@ -193,8 +191,7 @@ inline void fold_rows(const RingRow<C>* row, std::int64_t rows, std::int64_t n, 
   }
 }
 
-// --- storing
-// ----------------------------------------------------------------------------------------------------
+// --- storing -------------------------------------------------------------------------------------
 
 template <class T, class C>
 inline void emit_values(const C* value, T* to, std::int64_t step, std::int64_t n) {
@@ -222,8 +219,7 @@ inline void emit_codes(const code_t<C>* code, A* to, std::int64_t step, std::int
   }
 }
 
-// --- one task
-// -----------------------------------------------------------------------------------------------------
+// --- one task ------------------------------------------------------------------------------------
 
 template <class T, class A>
 struct RowPool {

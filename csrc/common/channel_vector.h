@@ -22,15 +22,12 @@ class ChannelVector {
     const bool half = want == ScalarType::BFloat16 || want == ScalarType::Half;
     check(got == want || (half && got == ScalarType::Float), op, ": mixed dtype: ", name, " has dtype ",
           dtype_name(got), ", must be ", half ? "float32 or " : "", "input's ", dtype_name(want));
-    load(op, name, *t, input, input.size(1));
-  }
-
-  // `channels` values of any floating dtype.
-  ChannelVector(const char* op, const char* name, const OptTensor& t, const Tensor& device_of,
-                std::int64_t channels) {
-    if (!t) return;
-    float_dtype(op, name, *t);
-    load(op, name, *t, device_of, channels);
+    const std::int64_t channels = input.size(1);
+    check(t->numel() == channels, op, ": ", name, " should contain ", channels, " elements not ", t->numel());
+    check_same_device(op, "input", input, name, *t);
+    values_.resize(channels);
+    present_ = true;
+    walk(*t, [&](auto* p, std::size_t i) { values_[i] = static_cast<double>(*p); });
   }
 
   // Null when the tensor was None.
@@ -45,15 +42,6 @@ class ChannelVector {
  private:
   std::vector<double> values_;
   bool present_ = false;
-
-  void load(const char* op, const char* name, const Tensor& t, const Tensor& device_of,
-            std::int64_t channels) {
-    check(t.numel() == channels, op, ": ", name, " should contain ", channels, " elements not ", t.numel());
-    check_same_device(op, "input", device_of, name, t);
-    values_.resize(channels);
-    present_ = true;
-    walk(t, [&](auto* p, std::size_t i) { values_[i] = static_cast<double>(*p); });
-  }
 
   template <class F>
   void walk(const Tensor& t, F f) const {

@@ -1,0 +1,82 @@
+"""Convolutions under torch.nn.functional's names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .._args import add_batch, autocast_lower, ntuple, require_float
+from ..ops.conv import Conv
+
+_Size = int | Sequence[int]
+
+
+def _same_padding(op: str, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> list[int]:
+    if any(s != 1 for s in stride):
+        got = tuple(stride)
+        raise RuntimeError(f"{op}: padding='same' is not supported for strided convolutions, got stride {got}")
+    total = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+    return [t // 2 for t in total] + [t - t // 2 for t in total]
+
+
+def _conv(op: str, n: int, input: Tensor, weight: Tensor, bias: Tensor | None, stride: _Size,
+          padding: str | _Size, dilation: _Size, groups: int) -> Tensor:
+    require_float(op, "input", input)
+    if weight.dim() != n + 2:
+        raise RuntimeError(f"{op}: weight of size {list(weight.shape)} must have {n + 2} dimensions")
+    strides, dilations = ntuple(op, "stride", stride, n), ntuple(op, "dilation", dilation, n)
+    if isinstance(padding, str):
+        if padding == "same":
+            pads = _same_padding(op, weight.shape[2:], strides, dilations)
+        elif padding == "valid":
+            pads = [0] * (2 * n)
+        else:
+            raise RuntimeError(f"{op}: padding {padding!r} must be 'same', 'valid', an int or {n} ints")
+    else:
+        pads = ntuple(op, "padding", padding, n) * 2
+    x, unbatched = add_batch(op, input, n)
+    x, w, b = autocast_lower(input.device, x, weight, bias)
+    out = Conv.call(x, w, b, strides, pads, dilations, groups)
+    return out.squeeze(0) if unbatched else out
+
+
+def conv1d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: _Size = 1,
+           padding: str | _Size = 0, dilation: _Size = 1, groups: int = 1) -> Tensor:
+    """1d convolution (cross-correlation); see :func:`conv2d`, with one spatial dimension."""
+    return _conv("conv1d", 1, input, weight, bias, stride, padding, dilation, groups)
+
+
+def conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: _Size = 1,
+           padding: str | _Size = 0, dilation: _Size = 1, groups: int = 1) -> Tensor:
+    """2d convolution as deep learning means it: cross-correlation, no flip of the filter.
+
+    Args:
+        input: ``(N, C, H, W)`` or ``(C, H, W)``; float32, float64, bfloat16 or float16; any strides.
+            channels_last input (or weight) gives channels_last output.
+        weight: ``(K, C / groups, kH, kW)``.
+        bias: ``(K,)`` or None.
+        stride, dilation: int or 2 ints, >= 1.
+        padding: int or 2 ints >= 0 (zeros on both sides), ``'valid'`` or ``'same'``.
+        groups: divides C and K.
+
+    Returns:
+        ``(N, K, H', W')`` with ``H' = floor((H + 2*padding - dilation*(kH-1) - 1) / stride) + 1``.
+
+    Raises:
+        RuntimeError: shapes, dtypes, devices or arguments that do not fit, with the rule they break.
+        NotImplementedError: integer or complex input.
+
+    Source: :func:`torch.nn.functional.conv2d`, whose answers this reproduces.
+
+    Example:
+        >>> convnorm.functional.conv2d(torch.randn(1, 3, 32, 32), torch.randn(10, 3, 5, 5), padding=2).shape
+        torch.Size([1, 10, 32, 32])
+    """
+    return _conv("conv2d", 2, input, weight, bias, stride, padding, dilation, groups)
+
+
+def conv3d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: _Size = 1,
+           padding: str | _Size = 0, dilation: _Size = 1, groups: int = 1) -> Tensor:
+    """3d convolution (cross-correlation); see :func:`conv2d`, with three spatial dimensions (D, H, W)."""
+    return _conv("conv3d", 3, input, weight, bias, stride, padding, dilation, groups)

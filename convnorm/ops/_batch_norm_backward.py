@@ -1,0 +1,116 @@
+"""The backward of batch norm as a Function of its own, and the vmap folding it shares with the forward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._batch_norm_arithmetic import Terms, backward_tangent, backward_transpose
+from ._function import Function, move_batch
+
+_ops = torch.ops.convnorm
+
+
+# vmap: the mapped dimension becomes part of the channels.
+def fold(info: Any, t: Tensor | None, dim: int | None) -> Tensor | None:
+    """(b, n, c, ...) -> (n, b*c, ...)"""
+    t = move_batch(t, dim, info.batch_size)
+    return None if t is None else t.movedim(0, 1).flatten(1, 2)
+
+
+def fold_vector(info: Any, t: Tensor | None, dim: int | None) -> Tensor | None:
+    """(b, c) -> (b*c,)"""
+    t = move_batch(t, dim, info.batch_size)
+    return None if t is None else t.flatten()
+
+
+def unfold(info: Any, t: Tensor, dim: int) -> Tensor:
+    return t.unflatten(dim, (info.batch_size, t.shape[dim] // info.batch_size))
+
+
+class BatchNormBackward(Function):
+    """(grad_input, grad_weight, grad_bias, grad_residual); the ones that are not wanted are empty."""
+
+    @staticmethod
+    def forward(
+        grad_output,
+        input,
+        weight,
+        bias,
+        output,
+        stats,
+        eps,
+        train,
+        relu,
+        want_input,
+        want_affine,
+        want_residual,
+    ):
+        return _ops.batch_norm_backward(
+            grad_output,
+            input,
+            weight,
+            bias,
+            output,
+            stats,
+            eps,
+            train,
+            relu,
+            want_input,
+            want_affine,
+            want_residual,
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        *saved, ctx.eps, ctx.train, ctx.relu, ctx.want_input, ctx.want_affine, ctx.want_residual = inputs
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
+
+    @staticmethod
+    def backward(ctx: Any, to_input: Tensor, to_weight: Tensor, to_bias: Tensor, to_residual: Tensor) -> Any:
+        grad_output, *saved = ctx.saved_tensors
+        for_grad, for_input, for_weight = backward_transpose(
+            Terms(saved, ctx.eps, ctx.train, ctx.relu),
+            grad_output,
+            to_input if ctx.want_input else None,
+            to_weight if ctx.want_affine else None,
+            to_bias if ctx.want_affine else None,
+            to_residual if ctx.want_residual else None,
+        )
+        weight = saved[1]
+        for_weight = None if weight is None or for_weight is None else for_weight.to(weight.dtype)
+        return (for_grad.to(grad_output.dtype), for_input.to(saved[0].dtype), for_weight, *(None,) * 9)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, grad_output, input, weight, bias, output, stats, *flags):
+        g, x, y = (
+            fold(info, t, d)
+            for t, d in ((grad_output, in_dims[0]), (input, in_dims[1]), (output, in_dims[4]))
+        )
+        w, b = fold_vector(info, weight, in_dims[2]), fold_vector(info, bias, in_dims[3])
+        results = BatchNormBackward.call(g, x, w, b, y, fold(info, stats, in_dims[5]), *flags)
+        wants = (flags[-3], flags[-2], flags[-2], flags[-1])
+        dims = [int(t.dim() > 1 and want) for t, want in zip(results, wants, strict=True)]
+        return tuple(unfold(info, t, d) for t, d in zip(results, dims, strict=True)), tuple(dims)
+
+
+class _BatchNormBackwardEager(BatchNormBackward):
+    @staticmethod
+    def jvp(ctx: Any, d_grad, d_input, d_weight, *_):
+        grad_output, *saved = ctx.saved_tensors
+        tangents = backward_tangent(
+            Terms(saved, ctx.eps, ctx.train, ctx.relu), grad_output, d_grad, d_input, d_weight
+        )
+        input, weight, bias = saved[:3]
+        wants = (ctx.want_input, ctx.want_affine, ctx.want_affine, ctx.want_residual)
+        dtypes = [input.dtype if t is None else t.dtype for t in (input, weight, bias, None)]
+        return tuple(
+            t.to(dtype) if want else input.new_zeros(0)
+            for t, want, dtype in zip(tangents, wants, dtypes, strict=True)
+        )
+
+
+BatchNormBackward.eager = _BatchNormBackwardEager

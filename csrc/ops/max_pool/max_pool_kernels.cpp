@@ -1,0 +1,121 @@
+// The ordered lists of max pooling's kernels, and what each of them refuses.
+#include "ops/max_pool/max_pool.h"
+
+#include "common/registry.h"
+
+namespace convnorm::max_pool {
+namespace {
+
+constexpr std::int64_t kMost32 = std::numeric_limits<std::int32_t>::max();
+
+// Codes are kept in lanes as wide as the values, hence in 32 bits for all but double.
+const char* refuse_all_vectors(const Params& p) {
+  if (some_window_is_empty(p)) return "a window lies in the padding altogether";
+  if (plane(p) > kMost32 || positions(p.window) > kMost32) return "positions need more than 31 bits";
+  return nullptr;
+}
+
+const char* refuse_rows(const Params& p) {
+  if (p.window.kernel[2] > 4096) return "windows are more than 4096 wide: the packed row leaves the cache";
+  if (reach(p.window, 1) * p.window.kernel[0] > 16384) return "windows are more than 16384 rows high";
+  return refuse_all_vectors(p);
+}
+
+template <int kBytes>
+const char* too_few_channels(const Params& p) {
+  return p.c < kBytes / (p.dtype == DType::f64 ? 8 : 4) ? "fewer channels than vector lanes" : nullptr;
+}
+
+template <int kBytes>
+const char* refuse_channels(const Params& p) {
+  if (p.input.c != 1 || p.output.c != 1) return "channels are not adjacent in input and output";
+  if (positions(p.window) > 65536) return "windows have more than 65536 positions";
+  if (const char* reason = too_few_channels<kBytes>(p)) return reason;
+  return refuse_all_vectors(p);
+}
+
+// Windows that cover one input position, at most.
+std::int64_t covers(const Params& p) {
+  std::int64_t n = 1;
+  for (int d = 0; d < kSpatial; ++d) n *= (p.window.kernel[d] + p.window.stride[d] - 1) / p.window.stride[d];
+  return n;
+}
+
+const char* refuse_backward_rows(const Params& p) {
+  if (p.input.s[2] != 1 || p.output.s[2] != 1 || p.argmax.s[2] != 1)
+    return "columns are not adjacent in all three tensors";
+  const bool one_phase = p.window.stride[2] == 1;
+  const bool two_phases = p.window.stride[2] == 2 && p.window.dil[2] % 2 == 1 && p.window.kernel[2] > 1;
+  if (!one_phase && !two_phases) return "the stride along the row is not 1 or 2";
+  if (covers(p) > 2) return "more than 2 windows cover a position: scattering is less work";
+  return refuse_all_vectors(p);
+}
+
+template <int kBytes>
+const char* refuse_backward_channels(const Params& p) {
+  if (p.input.c != 1 || p.output.c != 1 || p.argmax.c != 1)
+    return "channels are not adjacent in all three tensors";
+  if (covers(p) > 64) return "more than 64 windows cover a position: scattering is less work";
+  if (const char* reason = too_few_channels<kBytes>(p)) return reason;
+  return refuse_all_vectors(p);
+}
+
+const char* refuse_scatter(const Params& p) {
+  return some_window_is_empty(p) ? "a window lies in the padding altogether" : nullptr;
+}
+
+using Forward = Kernel<ForwardFn>;
+using Backward = Kernel<BackwardFn>;
+
+constexpr const char* kChannels = "vectors over channels, best value and position in registers";
+constexpr const char* kRows = "vectors along rows of several planes, separable window";
+constexpr const char* kBackChannels = "vectors over channels, gathers from the covering windows";
+constexpr const char* kBackRows = "vectors along the row, gathers from the covering windows";
+
+}  // namespace
+
+std::span<const Forward> forward_kernels() {
+  static const Forward rows[] = {
+#if defined(__x86_64__)
+      {"max_pool_channels_avx512", kChannels, Isa::avx512, refuse_channels<64>,
+       kernels_avx512.forward_channels},
+      {"max_pool_rows_avx512", kRows, Isa::avx512, refuse_rows, kernels_avx512.forward_rows},
+      {"max_pool_channels_avx2", kChannels, Isa::avx2, refuse_channels<32>, kernels_avx2.forward_channels},
+      {"max_pool_rows_avx2", kRows, Isa::avx2, refuse_rows, kernels_avx2.forward_rows},
+#endif
+      {"max_pool_channels_generic", kChannels, Isa::generic, refuse_channels<16>,
+       kernels_generic.forward_channels},
+      {"max_pool_rows_generic", kRows, Isa::generic, refuse_rows, kernels_generic.forward_rows},
+      {"max_pool_direct", "plain loops", Isa::generic, nullptr, forward_direct},
+  };
+  return rows;
+}
+
+std::span<const Backward> backward_kernels() {
+  static const Backward rows[] = {
+#if defined(__x86_64__)
+      {"max_pool_backward_channels_avx512", kBackChannels, Isa::avx512, refuse_backward_channels<64>,
+       kernels_avx512.backward_channels},
+      {"max_pool_backward_rows_avx512", kBackRows, Isa::avx512, refuse_backward_rows,
+       kernels_avx512.backward_rows},
+      {"max_pool_backward_channels_avx2", kBackChannels, Isa::avx2, refuse_backward_channels<32>,
+       kernels_avx2.backward_channels},
+      {"max_pool_backward_rows_avx2", kBackRows, Isa::avx2, refuse_backward_rows, kernels_avx2.backward_rows},
+#endif
+      {"max_pool_backward_channels_generic", kBackChannels, Isa::generic, refuse_backward_channels<16>,
+       kernels_generic.backward_channels},
+      {"max_pool_backward_rows_generic", kBackRows, Isa::generic, refuse_backward_rows,
+       kernels_generic.backward_rows},
+      {"max_pool_backward_scatter", "adds each gradient where its tap was, plane by plane", Isa::generic,
+       refuse_scatter, backward_scatter},
+      {"max_pool_backward_direct", "plain loops", Isa::generic, nullptr, backward_direct},
+  };
+  return rows;
+}
+
+namespace {
+const Register<Forward> register_forward("max_pool_forward", forward_kernels());
+const Register<Backward> register_backward("max_pool_backward", backward_kernels());
+}  // namespace
+
+}  // namespace convnorm::max_pool
