@@ -30,6 +30,36 @@ def kernels(op: str | None = None) -> list[dict[str, str]]:
     return [row for row in _C.kernels() if op is None or row["op"] == op]
 
 
+def winograd() -> bool:
+    """Whether 3x3 convolutions may be computed by Winograd's method; see :func:`set_winograd`."""
+    return _C.winograd()
+
+
+def set_winograd(enabled: bool) -> None:
+    """Allow Winograd's F(4x4, 3x3), a quarter of the multiplications, or rule it out; for the whole process.
+
+    It is on unless the environment has ``CONVNORM_WINOGRAD=0``, and serves float32 convolutions with a 3x3 window,
+    stride 1, dilation 1 and one group, and their gradients by input, where it saves time (1.2 to 3 times faster).
+
+    Its rounding errors are larger than those of the direct sum, about twice on average, and an output shares in
+    those of the 6x6 inputs around it. With ``eps = 2**-23`` and ``C`` channels summed over, the tests hold every
+    output within ``(64 + C / 2) * eps * max|x| * (largest sum of |w| of a filter)`` of the exact result, on random
+    data and on patterns chosen to make errors add up.
+    """
+    _C.set_winograd(enabled)
+
+
+@contextmanager
+def using_winograd(enabled: bool) -> Iterator[None]:
+    """Winograd's method on or off inside a ``with`` block."""
+    before = winograd()
+    set_winograd(enabled)
+    try:
+        yield
+    finally:
+        set_winograd(before)
+
+
 @contextmanager
 def force(**pins: str) -> Iterator[None]:
     """Pin ops to kernels by name inside a ``with`` block; a problem the kernel refuses is then an error.

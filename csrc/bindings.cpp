@@ -7,6 +7,7 @@
 #include "cpu/ceiling.h"
 #include "cpu/isa.h"
 #include "cpu/scratch.h"
+#include "ops/conv/conv.h"
 
 #ifndef CONVNORM_VERSION
 #define CONVNORM_VERSION "unknown"
@@ -71,6 +72,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_isa", [](const std::string& isa) { convnorm::set_isa(isa.c_str()); });
   m.def("forced_kernel", [](const std::string& op) { return convnorm::forced_kernel(op.c_str()); });
   m.def("force_kernel", &convnorm::force_kernel, "Pin an op to a kernel by name; an empty name frees it.");
+  m.def("winograd", &convnorm::conv::winograd_enabled);
+  m.def("set_winograd", &convnorm::conv::set_winograd);
   m.def("scratch_held", &convnorm::scratch_held, "Bytes of work memory held by the calling thread.");
   m.def("fma_gflops", &convnorm::fma_gflops, "The multiply-add ceiling of so many threads, measured now.");
   m.def("copy_gbps", &convnorm::copy_gbps, "The copy ceiling (bytes read plus written), measured now.");

@@ -180,24 +180,24 @@ inline V vmin(V a, V b) {
   return a < b ? a : b;
 }
 
+// Exchanges the upper `half` lanes of every 2*half of a with the lower ones of b. The masks are constants by
+// construction: computed in a loop they would cost more than the exchange.
+template <class C, int half, int... l>
+inline void exchange(vec<C>& a, vec<C>& b, std::integer_sequence<int, l...>) {
+  constexpr int L = kLanes<C>;
+  const vec<C> low = __builtin_shuffle(a, b, ivec<C>{(l & half ? L + l - half : l)...});
+  b = __builtin_shuffle(a, b, ivec<C>{(l & half ? L + l : l + half)...});
+  a = low;
+}
+
 // rows[i][j] <-> rows[j][i] of a square of lanes x lanes, in log2(lanes) rounds of pairwise exchanges.
-template <class C>
+template <class C, int half = 1>
 inline void transpose(vec<C> (&rows)[kLanes<C>]) {
   constexpr int L = kLanes<C>;
-#pragma GCC unroll 8
-  for (int half = 1; half < L; half *= 2) {
-    ivec<C> low, high;
-    for (int l = 0; l < L; ++l) {
-      low[l] = l & half ? L + l - half : l;
-      high[l] = l & half ? L + l : l + half;
-    }
-    for (int i = 0; i < L; ++i) {
-      if (i & half) continue;
-      const vec<C> a = rows[i], b = rows[i + half];
-      rows[i] = __builtin_shuffle(a, b, low);
-      rows[i + half] = __builtin_shuffle(a, b, high);
-    }
-  }
+#pragma GCC unroll 16
+  for (int i = 0; i < L; ++i)
+    if (!(i & half)) exchange<C, half>(rows[i], rows[i + half], std::make_integer_sequence<int, L>{});
+  if constexpr (2 * half < L) transpose<C, 2 * half>(rows);
 }
 
 // Sum of the lanes, always in the same order: halves are folded onto each other.

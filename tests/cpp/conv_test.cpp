@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <vector>
 
 #include "parallel_threads.h"
@@ -237,11 +238,98 @@ void check_kernels(DType dtype, int trials) {
     }
 }
 
+// A 3x3 problem at stride 1, of any size and padding, in any layout; channels across the blocks of the sum
+// now and then.
+Params winograd_problem(Random& random, Pass pass) {
+  Params p{};
+  p.pass = pass;
+  p.dtype = DType::f32;
+  const std::int64_t c = random(0, 9) ? random(1, 40) : random(250, 300), k = random(1, 40), n = random(1, 3);
+  std::array<std::int64_t, 5> in{n, c, 1, 1, 1}, out{n, k, 1, 1, 1};
+  p.window.kernel = {1, 3, 3};
+  for (int d = 1; d < kSpatial; ++d) {
+    p.window.pad[d] = random(0, 3);
+    p.window.pad_hi[d] = random(0, 3);
+    const std::int64_t pads = p.window.pad[d] + p.window.pad_hi[d];
+    in[2 + d] = std::max<std::int64_t>(random(1, 17), 3 - pads);
+    out[2 + d] = in[2 + d] + pads - 2;
+  }
+  p.input = view_of(in, random(0, 1));
+  p.output = view_of(out, random(0, 1));
+  const auto s = strides_of({k, c, 1, 3, 3}, random(0, 1));
+  p.weight.stride_k = s[0];
+  p.weight.stride_c = s[1];
+  p.weight.stride = {s[2], s[3], s[4]};
+  return p;
+}
+
+std::vector<float> fractions(Random& random, std::int64_t n) {
+  std::vector<float> v(n);
+  for (float& x : v) x = static_cast<float>(random(-1000, 1000)) / 1000;
+  return v;
+}
+
+// Every Winograd kernel within a bound of the definition, whether or not it would pay; the same bits by 1 and
+// 3 threads.
+void check_winograd(int trials) {
+  struct Row {
+    const char* name;
+    Isa isa;
+    const Winograd* winograd;
+  };
+  const std::vector<Row> rows = {
+#if defined(__x86_64__)
+      {"avx512", Isa::avx512, &winograd_avx512},
+      {"avx2", Isa::avx2, &winograd_avx2},
+#endif
+      {"generic", Isa::generic, &winograd_generic},
+  };
+  Random random;
+  for (int trial = 0; trial < trials; ++trial)
+    for (Pass pass : {Pass::forward, Pass::by_input}) {
+      Params p = winograd_problem(random, pass);
+      std::vector<float> input = fractions(random, count(p.input)),
+                         output = fractions(random, count(p.output));
+      std::vector<float> weight = fractions(random, weight_count(p));
+      p.input.data = input.data();
+      p.output.data = output.data();
+      p.weight.data = weight.data();
+      std::vector<float>& written = pass == Pass::forward ? output : input;
+      std::vector<double> want(written.size(), 0.0);
+      each_product(p, [&](std::int64_t o, std::int64_t i, std::int64_t w) {
+        if (pass == Pass::forward) want[o] += double(input[i]) * weight[w];
+        if (pass == Pass::by_input) want[i] += double(output[o]) * weight[w];
+      });
+      const double channels = static_cast<double>(pass == Pass::forward ? p.input.c : p.output.c);
+      const double bound =
+          (64 + channels / 2) * 0x1p-23 * channels;  // |x| <= 1, |w| <= 1; convnorm.backends has 9 times it
+      const Dense d = pass == Pass::forward ? forward_problem(p) : by_input_problems(p).front();
+      for (const Row& row : rows) {
+        if (row.isa > supported_isa()) continue;
+        std::vector<float> first;
+        for (int threads : {1, 3}) {
+          test_threads = threads;
+          std::fill(written.begin(), written.end(), 99.0f);
+          row.winograd->run(d);
+          double error = 0;
+          for (std::size_t i = 0; i < written.size(); ++i)
+            error = std::max(error, std::abs(written[i] - want[i]));
+          EXPECT(error <= bound, "winograd %s, pass %d, trial %d: %g > %g", row.name, int(pass), trial, error,
+                 bound);
+          if (threads == 1) first = written;
+          EXPECT(written == first, "winograd %s, pass %d, trial %d: threads", row.name, int(pass), trial);
+        }
+      }
+    }
+}
+
 }  // namespace
 
 int main() {
   check_geometry();
   check_large_geometry();
+  check_winograd(60);
+  set_winograd(false);  // what follows is exact
   check_kernels<float>(DType::f32, 30);
   check_kernels<double>(DType::f64, 10);
   return finish();

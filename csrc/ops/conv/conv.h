@@ -104,4 +104,22 @@ extern const Igemm igemm_avx2;
 extern const Igemm igemm_avx512;
 #endif
 
+// --- Winograd F(4x4, 3x3): 3x3, stride 1, float32, in 1/4 of the multiplications (cpu/conv_winograd_*) ---------------
+
+// Why a forward or by-input problem cannot, or had better not, be computed so; null when it should.
+const char* winograd_refusal(const Params& p);
+
+// The process-wide switch, on unless the environment has CONVNORM_WINOGRAD=0.
+bool winograd_enabled();
+void set_winograd(bool enabled);
+
+struct Winograd {
+  void (*run)(const Dense&);
+};
+extern const Winograd winograd_generic;
+#if defined(__x86_64__)
+extern const Winograd winograd_avx2;
+extern const Winograd winograd_avx512;
+#endif
+
 }  // namespace convnorm::conv

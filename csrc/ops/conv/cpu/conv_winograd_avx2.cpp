@@ -1,0 +1,15 @@
+#if defined(__x86_64__)
+#include "ops/conv/conv.h"
+
+#include "cpu/target_avx2.h"
+#include "cpu/vec.h"
+#include "cpu/microkernel.h"
+#include "ops/conv/cpu/conv_igemm_pack.h"
+#include "ops/conv/cpu/conv_winograd_transform.h"
+#include "ops/conv/cpu/conv_winograd_tiles.h"
+#include "ops/conv/cpu/conv_winograd_kernel.h"
+
+namespace convnorm::conv {
+extern const Winograd winograd_avx2 = {run_winograd};
+}
+#endif

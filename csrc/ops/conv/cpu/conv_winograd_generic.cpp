@@ -1,0 +1,13 @@
+#include "ops/conv/conv.h"
+
+#include "cpu/target_generic.h"
+#include "cpu/vec.h"
+#include "cpu/microkernel.h"
+#include "ops/conv/cpu/conv_igemm_pack.h"
+#include "ops/conv/cpu/conv_winograd_transform.h"
+#include "ops/conv/cpu/conv_winograd_tiles.h"
+#include "ops/conv/cpu/conv_winograd_kernel.h"
+
+namespace convnorm::conv {
+extern const Winograd winograd_generic = {run_winograd};
+}

@@ -1,0 +1,193 @@
+// Winograd convolution of a Dense problem (3x3, stride 1, either direction of the taps), see
+// conv_winograd_transform.h.
+//
+// 36 matrix products M[xi] = V[xi] U[xi]: rows are tiles, columns output channels, the sum runs over input
+// channels. Two schedules, chosen by shape:
+//
+//   by tiles (many tiles):            U of all filters once, shared
+//     for task = block of 24 tiles:   V of the block, which stays in or near L2
+//       for panel of filters:         36 products (36 x 24 x 16 values), then the output transform
+//   by filters (few tiles, much U):   V of at most 128 tiles, shared
+//     for task = panel of filters:    for 256 input channels: U of the panel; 36 products added up
+//                                     then the output transform
+//
+// By filters, U never exists as a whole (512 x 512 filters: 38 MB). An element's sum is over the same blocks
+// of channels in the same order in both, wherever its tile and panel are computed.
+#pragma once
+
+namespace convnorm::conv {
+namespace {
+
+inline constexpr std::int64_t kPanel = kCols<float>;
+
+inline constexpr std::int64_t kDepth = 256;             // input channels added up at a time
+inline constexpr std::int64_t kBlockTiles = 24;         // a multiple of kRows
+inline constexpr std::int64_t kFewTiles = 96;           // up to here by filters
+inline constexpr std::int64_t kMostTiles = 128;         // by filters: at a time,
+inline constexpr std::int64_t kMostBytes = 16 << 20;    // and bytes of V
+inline constexpr std::int64_t kMostFilters = 12 << 20;  // by tiles: bytes of U
+
+struct WinogradPlan {
+  Grid grid;
+  bool by_filters;
+  std::int64_t panels;  // of kPanel filters
+  std::int64_t block;   // tiles of a task; by filters: at a time
+  std::int64_t depth;   // channels added up at a time
+  std::int64_t v_row, v_plane, u_plane, m_plane;
+
+  std::int64_t blocks() const { return ceil_div(grid.tiles, block); }
+  Tiles products(float* m) const { return {m, kPanel, m_plane}; }
+  Tiles inputs(float* v) const { return {v, v_row, v_plane}; }
+};
+
+// An odd number of cache lines: 36 planes written at a time fall into different sets of L1.
+inline std::int64_t odd_plane(std::int64_t n) { return (ceil_div(n, kLine) | 1) * kLine; }
+
+inline WinogradPlan make_winograd_plan(const Dense& d) {
+  WinogradPlan p{};
+  p.grid = make_grid(d);
+  p.panels = ceil_div(d.out_c, kPanel);
+  p.v_row = ceil_div(d.red_c, kL) * kL;
+  p.depth = ceil_div(ceil_div(d.red_c, ceil_div(d.red_c, kDepth)), kL) * kL;
+  const std::int64_t filters = kPoints * sizeof(float) * p.panels * kPanel * d.red_c;
+  p.by_filters = p.grid.tiles <= kFewTiles || filters > kMostFilters;
+  if (p.by_filters) {
+    const std::int64_t room = kMostBytes / std::int64_t(kPoints * sizeof(float) * p.v_row);
+    const std::int64_t most = imin(kMostTiles, imax(room, kBlockTiles));
+    p.block = ceil_div(ceil_div(p.grid.tiles, ceil_div(p.grid.tiles, most)), kRows) * kRows;
+  } else {
+    p.block = kBlockTiles;
+  }
+  p.v_plane = odd_plane(p.block * p.v_row);
+  p.u_plane = odd_plane((p.by_filters ? p.depth : d.red_c) * kPanel);
+  p.m_plane = odd_plane(p.block * kPanel);
+  return p;
+}
+
+// U of channels [c0, c1) of one panel, to u[xi * plane + (c - c0) * kPanel]. Filters are first copied to
+// `raw`, a vector of filters per tap, in the order in which they can be turned in registers.
+inline constexpr std::int64_t kRawChannels = 32;
+inline constexpr std::int64_t kRaw = kRawChannels * 9 * kPanel;
+
+inline void weight_panel(const Dense& d, std::int64_t panel, std::int64_t c0, std::int64_t c1, float* raw,
+                         float* u, std::int64_t plane) {
+  const std::int64_t k0 = panel * kPanel, lanes = imin(kPanel, d.out_c - k0);
+  const bool channel_last = d.axis[2].weight_step != 1;  // taps, then channels
+  for (std::int64_t c = c0; c < c1; c += kRawChannels) {
+    const std::int64_t channels = imin(kRawChannels, c1 - c);
+    pack_weight_panel<float, float>(d, 0, Block{0, 9, c, c + channels, 0}, channel_last, k0, lanes, kPanel,
+                                    raw);
+    std::int64_t tap = channel_last ? channels * kPanel : kPanel, row = 3 * tap;
+    const std::int64_t channel = channel_last ? kPanel : 9 * kPanel;
+    const float* from = raw;
+    if (d.axis[1].offset_step < 0) from += 2 * row, row = -row;
+    if (d.axis[2].offset_step < 0) from += 2 * tap, tap = -tap;
+    for (std::int64_t i = 0; i < channels; ++i)
+      for (std::int64_t v = 0; v < kPanel; v += kL)
+        transform_weight(from + i * channel + v, row, tap, u + (c - c0 + i) * kPanel + v, plane);
+  }
+}
+
+// m[xi] (+)= v[xi] u[xi] for channels [c0, c1), whose weights start at u.
+inline void multiply(const WinogradPlan& p, const float* v, std::int64_t tiles, std::int64_t c0,
+                     std::int64_t c1, const float* u, float* m) {
+  Tile<float> tile{};
+  tile.depth = c1 - c0;
+  tile.lda = p.v_row;
+  tile.ldb = kPanel;
+  tile.start = c0 == 0 ? Start::zero : Start::add_to_c;
+  for (std::int64_t xi = 0; xi < kPoints; ++xi) {
+    tile.b = u + xi * p.u_plane;
+    for (std::int64_t t = 0; t < tiles; t += kRows) {
+      const std::int64_t height = imin(kRows, tiles - t);
+      tile.a = v + xi * p.v_plane + t * p.v_row + c0;
+      for (std::int64_t i = 0; i < height; ++i) tile.c[i] = m + xi * p.m_plane + (t + i) * kPanel;
+      kTiles<float, Form::by_rows>.fn[height][kColVecs](tile);
+    }
+  }
+}
+
+// The outputs of one panel of filters for tiles [t0, t1), whose products start at m.
+inline void output_panel(const Dense& d, const WinogradPlan& p, std::int64_t panel, std::int64_t t0,
+                         std::int64_t t1, float* m, float* strip) {
+  const std::int64_t k = panel * kPanel, lanes = imin(kPanel, d.out_c - k);
+  F bias[kColVecs] = {};
+  for (std::int64_t v = 0; d.bias && v < ceil_div(lanes, kL); ++v)
+    bias[v] = load_n(static_cast<const float*>(d.bias) + k + v * kL, imin(kL, lanes - v * kL));
+  float* dst = static_cast<float*>(d.dst) + k * d.dst_c;
+  each_run(p.grid, t0, t1,
+           [&](const TileRun& run) { output_run(d, run, p.products(m), bias, lanes, dst, strip); });
+}
+
+// Scratch of a worker, as one allocation: the parts a task needs, each at a cache line.
+struct Parts {
+  float *strip, *raw, *u, *v, *m;
+};
+
+inline Parts make_parts(const WinogradPlan& p, bool raw, bool u, bool v, bool m) {
+  const std::int64_t size[5] = {strip_elements(imin(p.block, p.grid.columns)), raw ? kRaw : 0,
+                                u ? kPoints * p.u_plane : 0, v ? kPoints * p.v_plane : 0,
+                                m ? kPoints * p.m_plane : 0};
+  std::int64_t at[6] = {0};
+  for (int i = 0; i < 5; ++i) at[i + 1] = at[i] + ceil_div(size[i], kLine) * kLine;
+  float* memory = static_cast<float*>(scratch_bytes(Slot::local, at[5] * sizeof(float)));
+  return {memory, memory + at[1], memory + at[2], memory + at[3], memory + at[4]};
+}
+
+inline void winograd_by_tiles(const Dense& d, const WinogradPlan& p) {
+  const std::int64_t u_panel = kPoints * p.u_plane;
+  float* u = static_cast<float*>(scratch_bytes(Slot::shared, p.panels * u_panel * sizeof(float)));
+  parallel_for(p.panels, 1, [&](std::int64_t begin, std::int64_t end) {
+    const Parts work = make_parts(p, true, false, false, false);
+    for (std::int64_t k = begin; k < end; ++k)
+      weight_panel(d, k, 0, d.red_c, work.raw, u + k * u_panel, p.u_plane);
+  });
+  parallel_for(p.blocks(), 1, [&](std::int64_t begin, std::int64_t end) {
+    const Parts work = make_parts(p, false, false, true, true);
+    for (std::int64_t i = begin; i < end; ++i) {
+      const std::int64_t t0 = i * p.block, t1 = imin(p.grid.tiles, t0 + p.block);
+      each_run(p.grid, t0, t1, [&](const TileRun& run) {
+        input_run(d, p.grid, run, 0, d.red_c, work.strip, p.inputs(work.v));
+      });
+      for (std::int64_t k = 0; k < p.panels; ++k) {
+        for (std::int64_t c = 0; c < d.red_c; c += p.depth)
+          multiply(p, work.v, t1 - t0, c, imin(d.red_c, c + p.depth), u + k * u_panel + c * kPanel, work.m);
+        output_panel(d, p, k, t0, t1, work.m, work.strip);
+      }
+    }
+  });
+}
+
+inline constexpr std::int64_t kInputChannels = 32;  // of a task of the input transform
+
+inline void winograd_by_filters(const Dense& d, const WinogradPlan& p) {
+  float* v = static_cast<float*>(scratch_bytes(Slot::shared, kPoints * p.v_plane * sizeof(float)));
+  for (std::int64_t t0 = 0; t0 < p.grid.tiles; t0 += p.block) {
+    const std::int64_t t1 = imin(p.grid.tiles, t0 + p.block);
+    parallel_for(ceil_div(d.red_c, kInputChannels), 1, [&](std::int64_t begin, std::int64_t end) {
+      const Parts work = make_parts(p, false, false, false, false);
+      const std::int64_t c0 = begin * kInputChannels, c1 = imin(d.red_c, end * kInputChannels);
+      each_run(p.grid, t0, t1,
+               [&](const TileRun& run) { input_run(d, p.grid, run, c0, c1, work.strip, p.inputs(v)); });
+    });
+    parallel_for(p.panels, 1, [&](std::int64_t begin, std::int64_t end) {
+      const Parts work = make_parts(p, true, true, false, true);
+      for (std::int64_t k = begin; k < end; ++k) {
+        for (std::int64_t c = 0; c < d.red_c; c += p.depth) {
+          const std::int64_t c1 = imin(d.red_c, c + p.depth);
+          weight_panel(d, k, c, c1, work.raw, work.u, p.u_plane);
+          multiply(p, v, t1 - t0, c, c1, work.u, work.m);
+        }
+        output_panel(d, p, k, t0, t1, work.m, work.strip);
+      }
+    });
+  }
+}
+
+inline void run_winograd(const Dense& d) {
+  const WinogradPlan p = make_winograd_plan(d);
+  p.by_filters ? winograd_by_filters(d, p) : winograd_by_tiles(d, p);
+}
+
+}  // namespace
+}  // namespace convnorm::conv

@@ -1,0 +1,182 @@
+"""Winograd's method by its own bound (see backends.set_winograd), and where it runs at all."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import convnorm
+import convnorm.functional as CF
+from convnorm import backends, explain
+from convnorm.testing import assert_same
+from tests.specs import LAYOUTS
+
+pytestmark = pytest.mark.winograd
+ISAS = ["generic", "avx2", "avx512"]
+SUPPORTED = ISAS[: ISAS.index(convnorm._C.supported_isa()) + 1]
+EPS = torch.finfo(torch.float32).eps
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": LAYOUTS["channels_last"][4]}
+layouts = pytest.mark.parametrize("layout", FORMATS.values(), ids=FORMATS)
+
+
+def conv(x, w, b=None, padding=1):
+    """Forward and the gradient by input, both proven to have run by Winograd: (output, its gradient, grad_input)."""
+    x = x.detach().requires_grad_()
+    told = explain(CF.conv2d, x, w, b, padding=padding)
+    assert all(k.startswith("conv_winograd_f4x4") for k in told.kernels), str(told)
+    y = CF.conv2d(x, w, b, padding=padding)
+    g = torch.empty_like(y).copy_(torch.randn(y.shape))
+    told = explain(torch.ops.convnorm.conv_by_input, g, w, x.shape, [1, 1], [padding] * 4, [1, 1], 1)
+    assert all(k.startswith("conv_winograd_f4x4") for k in told.kernels), str(told)
+    return y.detach(), g, torch.autograd.grad(y, x, g)[0]
+
+
+def bound(source, filters):
+    """The stated bound; filters are (filters, channels summed over, 3, 3)."""
+    largest = filters.double().abs().sum((1, 2, 3)).max()
+    return (64 + filters.shape[1] / 2) * EPS * source.abs().max().double() * largest
+
+
+def assert_within_bound(x, w, b=None, padding=1):
+    y, g, grad = conv(x, w, b, padding)
+    wide = x.detach().double().requires_grad_()
+    expected = F.conv2d(wide, w.double(), None if b is None else b.double(), padding=padding)
+    (expected_grad,) = torch.autograd.grad(expected, wide, g.double())
+    unit = 0 if b is None else EPS * b.abs().max().double()
+    assert (y - expected).abs().max() <= bound(x, w) + unit
+    assert (grad - expected_grad).abs().max() <= bound(g, w.transpose(0, 1))
+    return y, grad
+
+
+@pytest.mark.parametrize("isa", SUPPORTED)
+@layouts
+@pytest.mark.parametrize("size", [(4, 4), (7, 7), (7, 16), (8, 8), (11, 13), (12, 9), (16, 4), (17, 17)], ids=str)
+def test_sizes_at_the_edges_of_tiles(size, layout, isa):
+    backends.set_isa(isa)
+    x, w = torch.randn(8, 40, *size), torch.randn(36, 40, 3, 3)
+    assert_within_bound(x.contiguous(memory_format=layout), w.contiguous(memory_format=layout), torch.randn(36))
+
+
+@layouts
+@pytest.mark.parametrize("height", range(1, 18))
+def test_every_small_size_is_right_whichever_kernel_takes_it(height, layout):
+    for width in range(1, 18):
+        x, w = torch.randn(2, 17, height, width).contiguous(memory_format=layout), torch.randn(33, 17, 3, 3)
+        ours, expected = CF.conv2d(x, w, padding=1), F.conv2d(x.double(), w.double(), padding=1)
+        assert (ours - expected).abs().max() <= bound(x, w)
+
+
+@layouts
+@pytest.mark.parametrize("padding", range(4))
+def test_padding(padding, layout):
+    x = torch.randn(3, 33, 16, 16).contiguous(memory_format=layout)
+    assert_within_bound(x, torch.randn(20, 33, 3, 3), padding=padding)
+
+
+@pytest.mark.parametrize("channels", [16, 64, 256, 512])
+@pytest.mark.parametrize("kind", ["normal", "one sign", "offset", "constant", "one tap", "checkerboard", "heavy tails"])
+def test_error_by_channels(channels, kind):
+    x, w = torch.randn(1, channels, 20, 20), torch.randn(32, channels, 3, 3)
+    board = (-1.0) ** (torch.arange(20) + torch.arange(20)[:, None])
+    if kind == "one sign":
+        x, w = x.abs(), w.abs()
+    if kind == "offset":
+        x = x + 100
+    if kind == "constant":
+        x, w = torch.full_like(x, 1.1), torch.full_like(w, 0.37)
+    if kind == "one tap":
+        w = torch.zeros_like(w).index_fill_(1, torch.tensor([3]), 1.7) * (torch.arange(9) == 8).view(3, 3)
+    if kind == "checkerboard":
+        x, w = 1.3 * board.expand_as(x), 0.37 * board[:3, :3].expand_as(w)
+    if kind == "heavy tails":
+        x, w = x**5, w**5
+    assert_within_bound(x, w)
+
+
+def test_mean_error_is_at_most_three_times_that_of_the_direct_sum():
+    for channels in (16, 64, 256, 512):
+        x, w = torch.randn(2, channels, 20, 20), torch.randn(32, channels, 3, 3)
+        expected = F.conv2d(x.double(), w.double(), padding=1)
+        fast = CF.conv2d(x, w, padding=1)
+        with backends.using_winograd(False):
+            direct = CF.conv2d(x, w, padding=1)
+        assert not torch.equal(fast, direct)
+        assert (fast - expected).pow(2).mean() <= 9 * (direct - expected).pow(2).mean()
+
+
+@pytest.mark.parametrize("shape", [(4, 32, 32, 24, 24), (1, 300, 48, 13, 11), (9, 16, 16, 30, 7)], ids=str)
+@layouts
+def test_same_bits_for_any_number_of_threads(shape, layout):
+    n, c, k, *size = shape
+    x, w, b = torch.randn(n, c, *size).contiguous(memory_format=layout), torch.randn(k, c, 3, 3), torch.randn(k)
+    results = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        torch.manual_seed(1)
+        results.append(conv(x, w, b))
+    for other in results[1:]:
+        for a, e in zip(other, results[0], strict=True):
+            assert_same(a, e)
+
+
+def test_strides_do_not_matter():
+    x, w = torch.randn(2, 20, 15, 18), torch.randn(24, 20, 3, 3)
+    plain, _ = assert_within_bound(x, w)
+    views = {
+        "transposed": x.transpose(2, 3).contiguous().transpose(2, 3),
+        "slice": torch.randn(2, 20, 15, 36).index_copy_(3, torch.arange(0, 36, 2), x)[..., ::2],
+        "channel slice": torch.cat([x, x], 1)[:, 20:],
+        "images last": x.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2),
+    }
+    for name, view in views.items():
+        assert not view.is_contiguous() and torch.equal(view, x)
+        assert_same(CF.conv2d(view, w, padding=1), plain, name)
+    expanded = x[:, :1].expand(2, 20, 15, 18)
+    assert_same(CF.conv2d(expanded, w, padding=1), CF.conv2d(expanded.contiguous(), w, padding=1))
+    for x_format in FORMATS.values():
+        for w_format in FORMATS.values():
+            mixed = CF.conv2d(x.contiguous(memory_format=x_format), w.contiguous(memory_format=w_format), padding=1)
+            assert_same(mixed, plain)
+
+
+REFUSALS = [  # reason, input, weight, arguments
+    ("3x3 window", (4, 32, 32, 32), (32, 32, 5, 5), {}),
+    ("stride 1", (4, 32, 32, 32), (32, 32, 3, 3), {"stride": 2}),
+    ("dilation 1", (4, 32, 32, 32), (32, 32, 3, 3), {"dilation": 2}),
+    ("one group", (4, 32, 32, 32), (32, 16, 3, 3), {"groups": 2}),
+    ("too few channels", (4, 3, 224, 224), (64, 3, 3, 3), {}),
+    ("or tiles", (1, 64, 2, 2), (64, 64, 3, 3), {"padding": 1}),
+]
+
+
+@pytest.mark.parametrize("reason, input, weight, arguments", REFUSALS, ids=[r[0] for r in REFUSALS])
+def test_what_is_refused_says_why(reason, input, weight, arguments):
+    told = explain(CF.conv2d, torch.randn(input), torch.randn(weight), **arguments)
+    assert told.kernels[0].startswith("conv_igemm") and reason in str(told)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_float32_only(dtype):
+    told = explain(CF.conv2d, torch.randn(1, 32, 32, 32, dtype=dtype), torch.randn(32, 32, 3, 3, dtype=dtype))
+    assert told.kernels[0].startswith("conv_igemm") and "float32 only" in str(told)
+
+
+def test_the_switch():
+    x, w = torch.randn(1, 32, 32, 32), torch.randn(32, 32, 3, 3)
+    assert explain(CF.conv2d, x, w).kernels[0].startswith("conv_winograd")
+    with backends.using_winograd(False):
+        assert not backends.winograd()
+        told = explain(CF.conv2d, x, w)
+        assert told.kernels[0].startswith("conv_igemm") and "switched off" in str(told)
+    assert backends.winograd()
+
+
+@pytest.mark.parametrize("value, enabled", [("0", False), ("1", True)])
+def test_the_environment_switches_it_off(value, enabled):
+    program = "import convnorm; print(convnorm.backends.winograd())"
+    environment = os.environ | {"CONVNORM_WINOGRAD": value}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == str(enabled), done.stderr
