@@ -1,5 +1,5 @@
-// The part of convnorm._C that is not a tensor op: build facts, instruction sets, the kernel registry and switches.
-// Tensor ops register themselves in their rooms (csrc/ops/<op>/<op>.cpp).
+// The part of convnorm._C that is not a tensor op: build facts, instruction sets, the kernel registry and
+// switches. Tensor ops register themselves in their rooms (csrc/ops/<op>/<op>.cpp).
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -104,7 +104,8 @@ extern const Igemm igemm_avx2;
 extern const Igemm igemm_avx512;
 #endif
 
-// --- Winograd F(4x4, 3x3): 3x3, stride 1, float32, in 1/4 of the multiplications (cpu/conv_winograd_*) ---------------
+// --- Winograd F(4x4, 3x3): 3x3, stride 1, float32, in 1/4 of the multiplications (cpu/conv_winograd_*)
+// ---------------
 
 // Why a forward or by-input problem cannot, or had better not, be computed so; null when it should.
 const char* winograd_refusal(const Params& p);

@@ -27,7 +27,8 @@ void run_winograd(const Params& p) {
   kWinograd->run(p.pass == Pass::forward ? forward_problem(p) : by_input_problems(p).front());
 }
 
-constexpr const char* kAboutWinograd = "36 products per 4x4 tile of outputs in place of 144, for 3x3 windows at stride 1";
+constexpr const char* kAboutWinograd =
+    "36 products per 4x4 tile of outputs in place of 144, for 3x3 windows at stride 1";
 constexpr const char* kAbout = "patches packed per block, register-tiled FMA; the im2col matrix never exists";
 constexpr const char* kReference =
     "patches as a matrix in memory, plain loops, double sums: the readable reference";
@@ -35,10 +36,12 @@ constexpr const char* kReference =
 template <void (*kReferenceRun)(const Params&)>
 constexpr Kernel kList[] = {
 #if defined(__x86_64__)
-    {"conv_winograd_f4x4_avx512", kAboutWinograd, Isa::avx512, winograd_refusal, run_winograd<&winograd_avx512>},
+    {"conv_winograd_f4x4_avx512", kAboutWinograd, Isa::avx512, winograd_refusal,
+     run_winograd<&winograd_avx512>},
     {"conv_winograd_f4x4_avx2", kAboutWinograd, Isa::avx2, winograd_refusal, run_winograd<&winograd_avx2>},
 #endif
-    {"conv_winograd_f4x4_generic", kAboutWinograd, Isa::generic, winograd_refusal, run_winograd<&winograd_generic>},
+    {"conv_winograd_f4x4_generic", kAboutWinograd, Isa::generic, winograd_refusal,
+     run_winograd<&winograd_generic>},
 #if defined(__x86_64__)
     {"conv_igemm_12x32_avx512", kAbout, Isa::avx512, nullptr, run_igemm<&igemm_avx512>},
     {"conv_igemm_6x16_avx2", kAbout, Isa::avx2, nullptr, run_igemm<&igemm_avx2>},
@@ -57,9 +60,12 @@ constexpr std::size_t kWinogradRows = 1;
 
 std::span<const Kernel> kernels(Pass pass) {
   switch (pass) {
-    case Pass::by_input: return kList<im2col_by_input>;
-    case Pass::by_weight: return std::span<const Kernel>(kList<im2col_by_weight>).subspan(kWinogradRows);
-    default: return kList<im2col_forward>;
+    case Pass::by_input:
+      return kList<im2col_by_input>;
+    case Pass::by_weight:
+      return std::span<const Kernel>(kList<im2col_by_weight>).subspan(kWinogradRows);
+    default:
+      return kList<im2col_forward>;
   }
 }
 

@@ -6,6 +6,7 @@
 #include "cpu/microkernel.h"
 #include "ops/conv/cpu/conv_igemm_pack.h"
 #include "ops/conv/cpu/conv_igemm_pack_weights.h"
+#include "ops/conv/cpu/conv_igemm_plan.h"
 #include "ops/conv/cpu/conv_igemm_kernel.h"
 #include "ops/conv/cpu/conv_igemm_weight.h"
 

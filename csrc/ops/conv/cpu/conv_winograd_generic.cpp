@@ -4,6 +4,7 @@
 #include "cpu/vec.h"
 #include "cpu/microkernel.h"
 #include "ops/conv/cpu/conv_igemm_pack.h"
+#include "ops/conv/cpu/conv_igemm_pack_weights.h"
 #include "ops/conv/cpu/conv_winograd_transform.h"
 #include "ops/conv/cpu/conv_winograd_tiles.h"
 #include "ops/conv/cpu/conv_winograd_kernel.h"

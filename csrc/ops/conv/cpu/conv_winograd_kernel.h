@@ -93,6 +93,7 @@ inline void multiply(const WinogradPlan& p, const float* v, std::int64_t tiles, 
                      std::int64_t c1, const float* u, float* m) {
   Tile<float> tile{};
   tile.depth = c1 - c0;
+  tile.piece = piece_length(c1 - c0);
   tile.lda = p.v_row;
   tile.ldb = kPanel;
   tile.start = c0 == 0 ? Start::zero : Start::add_to_c;

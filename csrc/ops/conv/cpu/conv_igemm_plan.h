@@ -1,0 +1,82 @@
+// How an implicit-GEMM problem is cut into tasks, and which of its operands are read in place.
+//
+// Include after conv_igemm_pack.h.
+#pragma once
+
+namespace convnorm::conv {
+namespace {
+
+// What a problem is cut into; a function of its shape only.
+template <class C>
+struct Plan {
+  bool channel_rows;
+  bool same_type;  // storage is the compute type
+  bool indirect;   // rows of channels are read in place
+  bool in_place;   // so are rows of pixels
+  bool at_once;    // the patches of all pixels of a task are packed before its first tile
+  Cut cut;
+  std::int64_t pixels, pixel_blocks, channel_blocks;
+  std::int64_t panel;               // output channels per weight panel
+  std::int64_t panels;              // of a group
+  std::int64_t weights;             // packed elements of a group
+  std::int64_t groups, group_span;  // in all; of one task
+  std::int64_t group_blocks() const { return ceil_div(groups, group_span); }
+  std::int64_t tasks() const { return group_blocks() * channel_blocks * pixel_blocks; }
+
+  // Channels of panel i. Interleaved panels are balanced (20 = 5+5+5+5, not 6+6+6+2): narrow tiles run
+  // slower.
+  std::int64_t first_channel(std::int64_t i, std::int64_t channels) const {
+    return channel_rows ? imin(channels, i * panel) : i * (channels / panels) + imin(i, channels % panels);
+  }
+  std::int64_t first_pixel(std::int64_t i) const {
+    const std::int64_t unit = channel_rows ? kRows : kCols<C>;
+    return imin(pixels, ceil_div(pixels, pixel_blocks * unit) * unit * i);
+  }
+};
+
+inline constexpr std::int64_t kPixelBlock =
+    208;  // pixels of a task; channels across: 208 x 320 floats, half of L2
+inline constexpr std::int64_t kLeastChannels = 64;  // a channel block packs the patches again: not below this
+inline constexpr std::int64_t kLeastIndirect = 8;   // shorter runs of channels are packed
+
+inline constexpr std::int64_t kGroupSpan = 8;  // groups that share one table of pointers
+
+// A 1x1, stride-1 problem reads its source as it lies.
+template <class C>
+bool readable_in_place(const Dense& d, const Cut& cut) {
+  const Axis& w = d.axis[2];
+  return cut.taps == 1 && w.step == 1 && w.source_stride == 1 && w.out_stride == 1 && w.offset == 0 &&
+         w.out == w.source && d.axis[0].out * d.axis[1].out == 1 && w.out % kCols<C> == 0;
+}
+
+// A list of runs that serves few channels costs as much as the copies: make it for long rows, not for panels.
+inline bool pack_at_once(const Dense& d, const Cut& cut) {
+  return cut.count() == 1 && (d.red_c <= 4 || cut.taps * cut.channels <= 80) && d.axis[2].out >= 8;
+}
+
+template <class C>
+Plan<C> make_plan(const Dense& d, bool same_type) {
+  Plan<C> p{};
+  p.same_type = same_type;
+  p.channel_rows = d.dst_c == 1 && !(d.out_c == 1 && d.axis[2].out_stride == 1);
+  p.cut = make_cut(d, p.channel_rows);
+  p.groups = d.groups;
+  p.pixels = d.n * d.axis[0].out * d.axis[1].out * d.axis[2].out;
+  p.pixel_blocks = imax(1, ceil_div(p.pixels, kPixelBlock));
+  p.panel = p.channel_rows ? kCols<C> : kRows;
+  p.panels = ceil_div(d.out_c, p.panel);
+  p.weights = p.panels * p.panel * tap_count(d) * d.red_c;
+  p.indirect =
+      p.channel_rows && p.same_type && d.src_c == 1 && d.red_c / p.cut.channel_blocks >= kLeastIndirect;
+  p.in_place = !p.channel_rows && p.same_type && readable_in_place<C>(d, p.cut);
+  p.at_once = !p.channel_rows && !p.in_place && pack_at_once(d, p.cut);
+  p.group_span = p.indirect ? imin(p.groups, kGroupSpan) : 1;
+  // Few pixels: cut channels too, so that each thread has two tasks. An element's sum is the same in any cut.
+  const std::int64_t threads = parallel_width();
+  const std::int64_t wanted = threads == 1 ? 1 : ceil_div(2 * threads, p.group_blocks() * p.pixel_blocks);
+  p.channel_blocks = imin(p.panels, imax(1, imin(wanted, d.out_c / kLeastChannels)));
+  return p;
+}
+
+}  // namespace
+}  // namespace convnorm::conv
