@@ -36,8 +36,7 @@ def _conv(op: str, n: int, input: Tensor, weight: Tensor, bias: Tensor | None, s
     else:
         pads = ntuple(op, "padding", padding, n) * 2
     x, unbatched = add_batch(op, input, n)
-    x, w, b = autocast_lower(input.device, x, weight, bias)
-    out = Conv.call(x, w, b, strides, pads, dilations, groups)
+    out = Conv.call(*autocast_lower(input.device, x, weight, bias), strides, pads, dilations, groups)
     return out.squeeze(0) if unbatched else out
 
 

@@ -142,11 +142,8 @@ class _ConvByInputEager(ConvByInput):
     @staticmethod
     def jvp(ctx: Any, d_grad_output, d_weight, *_):
         grad_output, weight = ctx.saved_tensors
-        terms = []
-        if d_grad_output is not None:
-            terms.append(ConvByInput.call(d_grad_output, weight, ctx.input_size, *ctx.geometry))
-        if d_weight is not None:
-            terms.append(ConvByInput.call(grad_output, d_weight, ctx.input_size, *ctx.geometry))
+        pairs = [(d_grad_output, weight), (grad_output, d_weight)]
+        terms = [ConvByInput.call(*p, ctx.input_size, *ctx.geometry) for p in pairs if all(t is not None for t in p)]
         return sum(terms[1:], terms[0]) if terms else None
 
 

@@ -39,7 +39,7 @@ enum class Start { zero, row_bias, col_bias, add_to_c };
 inline constexpr std::int64_t kWhole = 64, kChain = 48;
 
 inline std::int64_t piece_length(std::int64_t n) {
-  return n <= kWhole ? n : ceil_div(ceil_div(n, ceil_div(n, kChain)), 4) * 4;
+  return n <= kChain ? n : ceil_div(ceil_div(n, ceil_div(n, kChain)), 4) * 4;
 }
 
 enum class Form { interleaved, by_rows, indirect };
@@ -124,7 +124,7 @@ void run_tile(const Tile<C>& t) {
       if (!rows[0]) continue;  // padding for every row
       for (std::int64_t i = 0; i < t.run; i += piece) {
         const std::int64_t n = imin(piece, t.run - i);
-        if (chain + n > kWhole) {
+        if (chain + n > kChain) {
           fold(acc, c, start, t.bias);
           start = Start::add_to_c;
           chain = 0;
