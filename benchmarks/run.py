@@ -167,12 +167,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--layout", default="contiguous,channels_last", help="layouts, separated by commas")
     parser.add_argument("--dtype", default="float32", choices=["float32", "float64", "bfloat16", "float16"])
     parser.add_argument("--threads", default="1,all", help="thread counts, separated by commas")
+    parser.add_argument("--seconds", type=float, default=1.0, help="length of one race")
     parser.add_argument("--quick", action="store_true", help="short races: a look, not a result")
     parser.add_argument(
         "--out", type=Path, help="the JSON file; by default benchmarks/results/<date>-<cpu>.json"
     )
     options = parser.parse_args(arguments)
-    options.seconds, options.rounds = (0.1, 5) if options.quick else (1.0, 11)
+    options.seconds, options.rounds = (0.1, 5) if options.quick else (options.seconds, 11)
     unknown = [op for op in options.ops.split(",") if op not in ROOMS]
     if unknown:
         parser.error(f"--ops: {', '.join(unknown)} must be of {', '.join(ROOMS)}")
