@@ -61,8 +61,8 @@ struct Tile {
   const C* bias;  // row_bias: MR values; col_bias: NV * lanes values
 };
 
-// acc += a * b over `depth` steps; element (m, k) of a is at a[m][k * step].
-template <class C, int MR, int NV, int kStep>
+// acc += a * b over `depth` steps; element (m, k) of a is at a[m][k].
+template <class C, int MR, int NV>
 inline void accumulate(vec<C> (&acc)[MR][NV], std::int64_t depth, const C* const (&a)[MR], const C* b,
                        std::int64_t ldb) {
 #pragma GCC unroll 4
@@ -70,86 +70,100 @@ inline void accumulate(vec<C> (&acc)[MR][NV], std::int64_t depth, const C* const
     vec<C> col[NV];
     for (int v = 0; v < NV; ++v) col[v] = load(b + v * kLanes<C>);
     for (int m = 0; m < MR; ++m) {
-      const vec<C> x = splat<C>(a[m][k * kStep]);
+      const vec<C> x = splat<C>(a[m][k]);
       for (int v = 0; v < NV; ++v) acc[m][v] += x * col[v];
     }
     b += ldb;
   }
 }
 
-// The end of a chain: c = acc + start, or c += acc from the second chain on, and acc back to zero.
+// The same with element (m, k) of a at a[k * kRows + m].
 template <class C, int MR, int NV>
-inline void fold(vec<C> (&acc)[MR][NV], C* const (&c)[MR], Start start, const C* bias) {
-  constexpr int L = kLanes<C>;
-  const vec<C> none{};
-  switch (start) {
-    case Start::zero:
-      break;
-    case Start::row_bias:
-      for (int m = 0; m < MR; ++m)
-        for (int v = 0; v < NV; ++v) acc[m][v] += splat<C>(bias[m]);
-      break;
-    case Start::col_bias:
-      for (int m = 0; m < MR; ++m)
-        for (int v = 0; v < NV; ++v) acc[m][v] += load(bias + v * L);
-      break;
-    case Start::add_to_c:
-      for (int m = 0; m < MR; ++m)
-        for (int v = 0; v < NV; ++v) acc[m][v] += load(c[m] + v * L);
-      break;
-  }
-  for (int m = 0; m < MR; ++m)
-    for (int v = 0; v < NV; ++v) {
-      store(c[m] + v * L, acc[m][v]);
-      acc[m][v] = none;
+inline void accumulate(vec<C> (&acc)[MR][NV], std::int64_t depth, const C* a, const C* b, std::int64_t ldb) {
+#pragma GCC unroll 4
+  for (std::int64_t k = 0; k < depth; ++k) {
+    vec<C> col[NV];
+    for (int v = 0; v < NV; ++v) col[v] = load(b + v * kLanes<C>);
+    for (int m = 0; m < MR; ++m) {
+      const vec<C> x = splat<C>(a[m]);
+      for (int v = 0; v < NV; ++v) acc[m][v] += x * col[v];
     }
+    a += kRows;
+    b += ldb;
+  }
+}
+
+// What the first chain starts from.
+template <class C, int MR, int NV>
+inline void begin(vec<C> (&acc)[MR][NV], Start start, const C* bias) {
+  for (int m = 0; m < MR; ++m)
+    for (int v = 0; v < NV; ++v) acc[m][v] = vec<C>{};
+  if (start == Start::row_bias)
+    for (int m = 0; m < MR; ++m)
+      for (int v = 0; v < NV; ++v) acc[m][v] = splat<C>(bias[m]);
+  if (start == Start::col_bias)
+    for (int m = 0; m < MR; ++m)
+      for (int v = 0; v < NV; ++v) acc[m][v] = load(bias + v * kLanes<C>);
+}
+
+// The end of a chain: c = acc or c += acc, and acc back to zero. The pointers are read one by one where they are
+// used: copied as vectors, they would wait for the stores that have just written them.
+template <class C, int MR, int NV>
+inline void fold(vec<C> (&acc)[MR][NV], C* const* c, bool add) {
+  constexpr int L = kLanes<C>;
+  if (add)
+    for (int m = 0; m < MR; ++m)
+      for (int v = 0; v < NV; ++v) acc[m][v] += load(c[m] + v * L);
+  for (int m = 0; m < MR; ++m) {
+    C* const to = c[m];
+    for (int v = 0; v < NV; ++v) {
+      store(to + v * L, acc[m][v]);
+      acc[m][v] = vec<C>{};
+    }
+  }
 }
 
 template <class C, int MR, int NV, Form kForm>
 void run_tile(const Tile<C>& t) {
   vec<C> acc[MR][NV];
-  C* c[MR];
-  for (int m = 0; m < MR; ++m) {
-    c[m] = t.c[m];
-    for (int v = 0; v < NV; ++v) acc[m][v] = vec<C>{};
-  }
-  Start start = t.start;
+  begin(acc, t.start, t.bias);
+  bool add = t.start == Start::add_to_c;
   const C* b = t.b;
   const C* a[MR];
   if constexpr (kForm == Form::indirect) {
     std::int64_t chain = 0;
     const C* const* rows = t.rows;
-    const std::int64_t piece = t.piece;
     for (std::int64_t k = 0; k < t.depth; k += t.run, rows += kRows, b += t.run * t.ldb) {
       if (!rows[0]) continue;  // padding for every row
-      for (std::int64_t i = 0; i < t.run; i += piece) {
-        const std::int64_t n = imin(piece, t.run - i);
+      for (std::int64_t i = 0; i < t.run; i += t.piece) {
+        const std::int64_t n = imin(t.piece, t.run - i);
         if (chain + n > kChain) {
-          fold(acc, c, start, t.bias);
-          start = Start::add_to_c;
+          fold(acc, t.c, add);
+          add = true;
           chain = 0;
         }
         for (int m = 0; m < MR; ++m) a[m] = rows[m] + t.skip + i;
-        accumulate<C, MR, NV, 1>(acc, n, a, b + i * t.ldb, t.ldb);
+        accumulate(acc, n, a, b + i * t.ldb, t.ldb);
         chain += n;
       }
     }
   } else {
-    constexpr int kStep = kForm == Form::interleaved ? kRows : 1;
-    for (int m = 0; m < MR; ++m) a[m] = kForm == Form::interleaved ? t.a + m : t.a + m * t.lda;
-    const std::int64_t piece = t.piece;
-    for (std::int64_t k = 0; k < t.depth; k += piece) {
+    for (int m = 0; m < MR; ++m) a[m] = t.a + m * t.lda;
+    for (std::int64_t k = 0; k < t.depth; k += t.piece, b += t.piece * t.ldb) {
       if (k > 0) {
-        fold(acc, c, start, t.bias);
-        start = Start::add_to_c;
+        fold(acc, t.c, add);
+        add = true;
       }
-      const std::int64_t n = imin(piece, t.depth - k);
-      accumulate<C, MR, NV, kStep>(acc, n, a, b, t.ldb);
-      for (int m = 0; m < MR; ++m) a[m] += n * kStep;
-      b += n * t.ldb;
+      const std::int64_t n = imin(t.piece, t.depth - k);
+      if constexpr (kForm == Form::interleaved) {
+        accumulate(acc, n, t.a + k * kRows, b, t.ldb);
+      } else {
+        accumulate(acc, n, a, b, t.ldb);
+        for (int m = 0; m < MR; ++m) a[m] += n;
+      }
     }
   }
-  fold(acc, c, start, t.bias);
+  fold(acc, t.c, add);
 }
 
 // The tile functions by number of rows and of column vectors.
