@@ -106,8 +106,8 @@ inline void begin(vec<C> (&acc)[MR][NV], Start start, const C* bias) {
       for (int v = 0; v < NV; ++v) acc[m][v] = load(bias + v * kLanes<C>);
 }
 
-// The end of a chain: c = acc or c += acc, and acc back to zero. The pointers are read one by one where they are
-// used: copied as vectors, they would wait for the stores that have just written them.
+// The end of a chain: c = acc or c += acc, and acc back to zero. The pointers are read one by one where they
+// are used: copied as vectors, they would wait for the stores that have just written them.
 template <class C, int MR, int NV>
 inline void fold(vec<C> (&acc)[MR][NV], C* const* c, bool add) {
   constexpr int L = kLanes<C>;
