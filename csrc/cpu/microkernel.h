@@ -148,7 +148,8 @@ void run_tile(const Tile<C>& t) {
       }
     }
   } else {
-    for (int m = 0; m < MR; ++m) a[m] = t.a + m * t.lda;
+    if constexpr (kForm == Form::by_rows)
+      for (int m = 0; m < MR; ++m) a[m] = t.a + m * t.lda;
     for (std::int64_t k = 0; k < t.depth; k += t.piece, b += t.piece * t.ldb) {
       if (k > 0) {
         fold(acc, t.c, add);
