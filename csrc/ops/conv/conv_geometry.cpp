@@ -28,30 +28,33 @@ void merge_rows(Dense& d) {
   }
 }
 
-Dense common(const Params& p) {
+// What both passes set: they read one image and write the other, at distances the weight has for its
+// channels.
+Dense dense(const Params& p, const View5& from, const View5& to, std::int64_t weight_out,
+            std::int64_t weight_red) {
   Dense d{};
   d.dtype = p.dtype;
   d.n = p.input.n;
   d.groups = p.groups;
+  d.red_c = from.c / p.groups;
+  d.out_c = to.c / p.groups;
+  d.src = from.data;
+  d.src_n = from.stride_n;
+  d.src_c = from.stride_c;
+  d.dst = to.data;
+  d.dst_n = to.stride_n;
+  d.dst_c = to.stride_c;
   d.weight = p.weight.data;
+  d.weight_out = weight_out;
+  d.weight_red = weight_red;
+  d.weight_group = p.output.c / p.groups * p.weight.stride_k;
   return d;
 }
 
 }  // namespace
 
 Dense forward_problem(const Params& p) {
-  Dense d = common(p);
-  d.red_c = p.input.c / p.groups;
-  d.out_c = p.output.c / p.groups;
-  d.src = p.input.data;
-  d.src_n = p.input.stride_n;
-  d.src_c = p.input.stride_c;
-  d.dst = p.output.data;
-  d.dst_n = p.output.stride_n;
-  d.dst_c = p.output.stride_c;
-  d.weight_out = p.weight.stride_k;
-  d.weight_red = p.weight.stride_c;
-  d.weight_group = d.out_c * p.weight.stride_k;
+  Dense d = dense(p, p.input, p.output, p.weight.stride_k, p.weight.stride_c);
   d.bias = p.bias;
   for (int s = 0; s < kSpatial; ++s)
     d.axis[s] = {p.output.size[s],  p.output.stride[s], p.input.size[s],
@@ -95,17 +98,7 @@ std::vector<Dense> by_input_problems(const Params& p) {
   for (std::size_t i = 0; i < axes[0].size(); ++i)
     for (std::size_t j = 0; j < axes[1].size(); ++j)
       for (std::size_t k = 0; k < axes[2].size(); ++k) {
-        Dense d = common(p);
-        d.red_c = p.output.c / p.groups;
-        d.out_c = p.input.c / p.groups;
-        d.src = p.output.data;
-        d.src_n = p.output.stride_n;
-        d.src_c = p.output.stride_c;
-        d.dst_n = p.input.stride_n;
-        d.dst_c = p.input.stride_c;
-        d.weight_out = p.weight.stride_c;
-        d.weight_red = p.weight.stride_k;
-        d.weight_group = d.red_c * p.weight.stride_k;
+        Dense d = dense(p, p.output, p.input, p.weight.stride_c, p.weight.stride_k);
         const std::size_t at[kSpatial] = {i, j, k};
         std::int64_t dst = 0, weight = 0;
         for (int s = 0; s < kSpatial; ++s) {
