@@ -29,36 +29,45 @@ inline constexpr int kColVecs = 2;
 template <class C>
 inline constexpr int kCols = kColVecs * kLanes<C>;
 
-// What the sum is added to: nothing, a bias, or what c holds.
+// What the first chain of a sum is added to: nothing, a bias, or what c holds.
 enum class Start { zero, row_bias, col_bias, add_to_c };
 
-// A sum is made of chains of FMAs; each starts from zero and is added to c when it ends, so that its
-// roundings are relative to its own sum and not to the total: half the error of one long chain, for about 6 %
-// of the time. Up to kWhole terms are one chain, longer sums are equal pieces of at most kChain, in turns of
-// the unrolled loop.
-inline constexpr std::int64_t kWhole = 64, kChain = 48;
+// A sum is made of chains of FMAs; each starts from zero and is added to c when it ends, so that its roundings
+// are relative to its own sum and not to the total. Writing a tile takes 24 cycles (a store holds up both FMA
+// units for one), as much as 4 terms; the error of n terms in chains of l grows as sqrt(l + n / l), so longer
+// sums take longer chains. One chain over the whole sum would have up to 3.8 times torch's error.
+inline std::int64_t chain_limit(std::int64_t terms) {
+  return terms <= 64 ? 64 : terms <= 192 ? 48 : terms <= 512 ? 64 : 80;
+}
 
-inline std::int64_t piece_length(std::int64_t n) {
-  return n <= kChain ? n : ceil_div(ceil_div(n, ceil_div(n, kChain)), 4) * 4;
+// n terms in equal chains of at most `limit`, in turns of the unrolled loop.
+inline std::int64_t piece_length(std::int64_t n, std::int64_t limit) {
+  return n <= limit ? n : ceil_div(ceil_div(n, ceil_div(n, limit)), 4) * 4;
 }
 
 enum class Form { interleaved, by_rows, indirect };
 
-// One tile's operands. c holds a pointer per row, so that rows may lie anywhere.
+// A block of c: `rows` by `columns` tiles. Many tiles in one call: a call per tile costs 90 cycles more, as much
+// as 15 terms.
 template <class C>
-struct Tile {
+struct TileBlock {
+  std::int64_t rows, columns;
   std::int64_t depth;  // length of the sum
   std::int64_t piece;  // piece_length of depth, or of run
   const C* a;
-  std::int64_t lda;
-  const C* const* rows;  // indirect: kRows pointers per run
-  std::int64_t run;
-  std::int64_t skip;  // indirect: added to each pointer (the channels before a group)
+  std::int64_t lda;            // by rows: from row to row
+  std::int64_t a_step;         // from one tile's rows to the next's
+  const C* const* table;       // indirect: kRows pointers per run, tile after tile
+  std::int64_t run;            // indirect: terms per pointer
+  std::int64_t skip;           // indirect: added to each pointer (the channels before a group)
+  std::int64_t chain;          // indirect: the limit on a chain of several runs
   const C* b;
-  std::int64_t ldb;
-  C* c[kRows];
+  std::int64_t ldb, b_step;    // from term to term; from one tile's columns to the next's
+  C* c;
+  const std::int64_t* c_rows;  // row m of tile row i starts at c + c_rows[i * MR + m]
+  std::int64_t c_step;         // from one tile's columns to the next's
   Start start;
-  const C* bias;  // row_bias: MR values; col_bias: NV * lanes values
+  const C* bias;  // row_bias: a value per row; col_bias: one per column of a single column of tiles
 };
 
 // acc += a * b over `depth` steps; element (m, k) of a is at a[m][k].
@@ -93,89 +102,117 @@ inline void accumulate(vec<C> (&acc)[MR][NV], std::int64_t depth, const C* a, co
   }
 }
 
-// What the first chain starts from.
+// The end of a chain: c = acc + what the chain is added to.
 template <class C, int MR, int NV>
-inline void begin(vec<C> (&acc)[MR][NV], Start start, const C* bias) {
+inline void fold(vec<C> (&acc)[MR][NV], C* c, const std::int64_t* c_rows, Start start, const C* bias) {
+  constexpr int L = kLanes<C>;
+  if (start == Start::add_to_c) {
+    for (int m = 0; m < MR; ++m)
+      for (int v = 0; v < NV; ++v) acc[m][v] += load(c + c_rows[m] + v * L);
+  } else if (start == Start::row_bias) {
+    for (int m = 0; m < MR; ++m)
+      for (int v = 0; v < NV; ++v) acc[m][v] += splat<C>(bias[m]);
+  } else if (start == Start::col_bias) {
+    for (int m = 0; m < MR; ++m)
+      for (int v = 0; v < NV; ++v) acc[m][v] += load(bias + v * L);
+  }
   for (int m = 0; m < MR; ++m)
-    for (int v = 0; v < NV; ++v) acc[m][v] = vec<C>{};
-  if (start == Start::row_bias)
-    for (int m = 0; m < MR; ++m)
-      for (int v = 0; v < NV; ++v) acc[m][v] = splat<C>(bias[m]);
-  if (start == Start::col_bias)
-    for (int m = 0; m < MR; ++m)
-      for (int v = 0; v < NV; ++v) acc[m][v] = load(bias + v * kLanes<C>);
+    for (int v = 0; v < NV; ++v) store(c + c_rows[m] + v * L, acc[m][v]);
 }
 
-// The end of a chain: c = acc or c += acc, and acc back to zero. The pointers are read one by one where they
-// are used: copied as vectors, they would wait for the stores that have just written them.
 template <class C, int MR, int NV>
-inline void fold(vec<C> (&acc)[MR][NV], C* const* c, bool add) {
-  constexpr int L = kLanes<C>;
-  if (add)
-    for (int m = 0; m < MR; ++m)
-      for (int v = 0; v < NV; ++v) acc[m][v] += load(c[m] + v * L);
-  for (int m = 0; m < MR; ++m) {
-    C* const to = c[m];
-    for (int v = 0; v < NV; ++v) {
-      store(to + v * L, acc[m][v]);
-      acc[m][v] = vec<C>{};
+inline void clear(vec<C> (&acc)[MR][NV]) {
+  for (int m = 0; m < MR; ++m)
+    for (int v = 0; v < NV; ++v) acc[m][v] = vec<C>{};
+}
+
+// One tile of a packed a, from tile_a.
+template <class C, int MR, int NV, Form kForm>
+inline void packed_tile(const TileBlock<C>& t, const C* tile_a, const C* b, C* c, const std::int64_t* c_rows,
+                        const C* bias) {
+  const std::int64_t piece = t.piece, ldb = t.ldb;
+  const C* a[MR];
+  if constexpr (kForm == Form::by_rows)
+    for (int m = 0; m < MR; ++m) a[m] = tile_a + m * t.lda;
+  Start start = t.start;
+  for (std::int64_t left = t.depth;;) {
+    const std::int64_t n = imin(piece, left);
+    vec<C> acc[MR][NV];
+    clear<C>(acc);
+    if constexpr (kForm == Form::interleaved) {
+      accumulate(acc, n, tile_a, b, ldb);
+      tile_a += n * kRows;
+    } else {
+      accumulate(acc, n, a, b, ldb);
+      for (int m = 0; m < MR; ++m) a[m] += n;
+    }
+    fold(acc, c, c_rows, start, bias);
+    left -= n;
+    if (left <= 0) return;
+    b += n * ldb;
+    start = Start::add_to_c;
+  }
+}
+
+// One tile of rows read where they are.
+template <class C, int MR, int NV>
+inline void indirect_tile(const TileBlock<C>& t, const C* const* table, const C* b, C* c,
+                          const std::int64_t* c_rows, const C* bias) {
+  const std::int64_t piece = t.piece, ldb = t.ldb, run = t.run, skip = t.skip, limit = t.chain;
+  Start start = t.start;
+  vec<C> acc[MR][NV];
+  clear<C>(acc);
+  std::int64_t chain = 0;
+  for (std::int64_t k = 0; k < t.depth; k += run, table += kRows, b += run * ldb) {
+    if (!table[0]) continue;  // padding for every row
+    for (std::int64_t i = 0; i < run; i += piece) {
+      const std::int64_t n = imin(piece, run - i);
+      if (chain + n > limit) {
+        fold(acc, c, c_rows, start, bias);
+        clear<C>(acc);
+        start = Start::add_to_c;
+        chain = 0;
+      }
+      const C* a[MR];
+      for (int m = 0; m < MR; ++m) a[m] = table[m] + skip + i;
+      accumulate(acc, n, a, b + i * ldb, ldb);
+      chain += n;
     }
   }
+  fold(acc, c, c_rows, start, bias);
 }
 
 template <class C, int MR, int NV, Form kForm>
-void run_tile(const Tile<C>& t) {
-  vec<C> acc[MR][NV];
-  begin(acc, t.start, t.bias);
-  bool add = t.start == Start::add_to_c;
-  const C* b = t.b;
-  const C* a[MR];
-  if constexpr (kForm == Form::indirect) {
-    std::int64_t chain = 0;
-    const C* const* rows = t.rows;
-    for (std::int64_t k = 0; k < t.depth; k += t.run, rows += kRows, b += t.run * t.ldb) {
-      if (!rows[0]) continue;  // padding for every row
-      for (std::int64_t i = 0; i < t.run; i += t.piece) {
-        const std::int64_t n = imin(t.piece, t.run - i);
-        if (chain + n > kChain) {
-          fold(acc, t.c, add);
-          add = true;
-          chain = 0;
-        }
-        for (int m = 0; m < MR; ++m) a[m] = rows[m] + t.skip + i;
-        accumulate(acc, n, a, b + i * t.ldb, t.ldb);
-        chain += n;
-      }
+void run_tiles(const TileBlock<C>& t) {
+  const C* a = t.a;
+  const C* bias = t.bias;
+  const C* const* table = t.table;
+  const std::int64_t* c_rows = t.c_rows;
+  for (std::int64_t i = 0; i < t.rows; ++i, c_rows += MR) {
+    for (std::int64_t j = 0; j < t.columns; ++j) {
+      C* c = t.c + j * t.c_step;
+      // The destination's lines, needed when the chain ends: the caches may not have them.
+      for (int m = 0; m < MR; ++m) __builtin_prefetch(c + c_rows[m], 1);
+      if constexpr (kForm == Form::indirect)
+        indirect_tile<C, MR, NV>(t, table, t.b + j * t.b_step, c, c_rows, bias);
+      else
+        packed_tile<C, MR, NV, kForm>(t, a, t.b + j * t.b_step, c, c_rows, bias);
     }
-  } else {
-    if constexpr (kForm == Form::by_rows)
-      for (int m = 0; m < MR; ++m) a[m] = t.a + m * t.lda;
-    for (std::int64_t k = 0; k < t.depth; k += t.piece, b += t.piece * t.ldb) {
-      if (k > 0) {
-        fold(acc, t.c, add);
-        add = true;
-      }
-      const std::int64_t n = imin(t.piece, t.depth - k);
-      if constexpr (kForm == Form::interleaved) {
-        accumulate(acc, n, t.a + k * kRows, b, t.ldb);
-      } else {
-        accumulate(acc, n, a, b, t.ldb);
-        for (int m = 0; m < MR; ++m) a[m] += n;
-      }
-    }
+    a += t.a_step;
+    if constexpr (kForm == Form::indirect) table += t.depth / t.run * kRows;
+    if (t.start == Start::row_bias) bias += MR;
   }
-  fold(acc, t.c, add);
 }
 
 // The tile functions by number of rows and of column vectors.
 template <class C, Form kForm>
 struct TileTable {
-  using Fn = void (*)(const Tile<C>&);
+  using Fn = void (*)(const TileBlock<C>&);
   Fn fn[kRows + 1][kColVecs + 1] = {};
   template <int MR>
   constexpr void fill() {
-    fn[MR][1] = run_tile<C, MR, 1, kForm>;
-    fn[MR][2] = run_tile<C, MR, 2, kForm>;
+    fn[MR][1] = run_tiles<C, MR, 1, kForm>;
+    fn[MR][2] = run_tiles<C, MR, 2, kForm>;
     if constexpr (MR > 1) fill<MR - 1>();
   }
   constexpr TileTable() { fill<kRows>(); }

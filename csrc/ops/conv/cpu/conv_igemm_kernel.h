@@ -3,17 +3,15 @@
 // Two orientations of one loop nest; the side that is contiguous in the destination is the vector side of the
 // tile:
 //
-//   pixels across (NCHW):    tile rows = output channels (weights, interleaved), columns = pixels
-//   (P[k][pixel]) channels across (NHWC):  tile rows = pixels (P[pixel][k], or the image in place through a
-//   table of pointers),
-//                            columns = output channels (weights)
+//   pixels across (NCHW):    tile rows = output channels (weights, interleaved), columns = pixels (P[k][pixel])
+//   channels across (NHWC):  tile rows = pixels (P[pixel][k], or the image in place through a table of
+//                            pointers), columns = output channels (weights)
 //
 //   pack all weights into panels                                   shared scratch, once per call
 //   for task = (group, channel block, pixel block):                in parallel, by shape alone
 //     for block of the sum (<= 320 deep):
-//       for panel of columns (its 320 x 16 values stay in L1):     pixels across: packed here, weights stream
-//       from L2
-//         for panel of rows:  run_tile, adding to what the destination holds from the blocks before
+//       for span of columns (320 x 16 values, which stay in L1):   pixels across: packed here, weights stream from
+//         run_tiles over all rows of the task                      L2; adding to what the blocks before left
 //
 // Tiles whose destination cannot be written as whole vectors (16-bit storage, ends of images, strided
 // gradients) live in a buffer of the compute type until the last block and are written from there.
@@ -28,8 +26,10 @@ struct Workspace {
   C* patches;
   const C** table;  // indirect: in place of patches
   C* zeros;
-  C* tiles;  // panel of columns j, if it is buffered, at slot[j]
-  std::int64_t* offsets;
+  C* tiles;                // the buffered ones: a column of tiles after the other
+  std::int64_t* offsets;   // of each pixel of the task in the destination
+  std::int64_t* channels;  // of each channel of the task, from the first
+  std::int64_t* lines;     // of the rows of the buffer: multiples of kCols
   Run* runs;
   Segment* segments;
   std::int64_t segment_count;
@@ -41,8 +41,9 @@ struct Task {
   const Plan<C>* plan;
   const C* weights;
   std::int64_t group0, group1, panel0, panel1, pixel0, pixels;
-  std::int64_t ldp, tiles_per_group;
-  std::int64_t group;  // the current one
+  std::int64_t ldp;        // channels across: row length of the patches
+  std::int64_t buffered;   // elements of the buffer per group
+  std::int64_t group;      // the current one
   Workspace<C> work;
 };
 
@@ -58,124 +59,130 @@ std::int64_t odd_lines(std::int64_t n) {
   return (ceil_div(round_up_line<C>(n), line) | 1) * line;
 }
 
-// Writes a buffered tile: row m, column n goes to rows[m] + columns[n], or to consecutive columns if that is
-// null.
+// Writes a column of buffered tiles: row m, column n goes to dst + rows[m] + columns[n], or to consecutive columns
+// if that is null.
 template <class C, class D>
-void flush(const C* tile, D* const* rows, std::int64_t row_count, const std::int64_t* columns,
+void flush(const C* buffer, D* dst, const std::int64_t* rows, std::int64_t row_count, const std::int64_t* columns,
            std::int64_t column_count) {
-  for (std::int64_t m = 0; m < row_count; ++m) {
-    const C* from = tile + m * kCols<C>;
+  for (std::int64_t m = 0; m < row_count; ++m, buffer += kCols<C>) {
+    D* to = dst + rows[m];
     std::int64_t n = 0;
     if (!columns)
-      for (; n + kLanes<C> <= column_count; n += kLanes<C>) store(rows[m] + n, load(from + n));
-    for (; n < column_count; ++n) store1(rows[m] + (columns ? columns[n] : n), from[n]);
+      for (; n + kLanes<C> <= column_count; n += kLanes<C>) store(to + n, load(buffer + n));
+    for (; n < column_count; ++n) store1(to + (columns ? columns[n] : n), buffer[n]);
   }
 }
 
-// The tiles of one panel of columns in one block: straight into the destination where its columns are whole
-// vectors of the compute type, else by the buffer.
-template <class C, class D, Form kForm>
-struct Column {
-  Tile<C> tile;
-  D* rows[kRows];
-  const std::int64_t* columns;
-  std::int64_t column_count, vectors;
-  bool direct, last;
-
-  Column(const Block& b, std::int64_t count, const std::int64_t* offsets, bool first, bool is_last)
-      : columns(offsets), column_count(count), vectors(ceil_div(count, kLanes<C>)), last(is_last) {
-    direct = std::is_same_v<C, D> && !columns && count == vectors * kLanes<C>;
-    tile.depth = b.depth();
-    tile.piece = piece_length(kForm == Form::indirect ? b.c1 - b.c0 : b.depth());
-    tile.start = first ? Start::zero : Start::add_to_c;
-  }
-  void run(std::int64_t row_count, C* buffer) {
-    for (std::int64_t m = 0; m < row_count; ++m)
-      tile.c[m] = direct ? reinterpret_cast<C*>(rows[m]) : buffer + m * kCols<C>;
-    kTiles<C, kForm>.fn[row_count][vectors](tile);
-    if (last && !direct) flush(buffer, rows, row_count, columns, column_count);
-  }
-};
-
-// Where the pixels of a panel lie from its first one; null when they follow each other in the destination.
-inline const std::int64_t* column_offsets(const std::int64_t* offsets, std::int64_t count,
-                                          std::int64_t* relative) {
-  if (offsets[count - 1] - offsets[0] == count - 1) return nullptr;  // strides are positive: no gaps
-  for (std::int64_t i = 0; i < count; ++i) relative[i] = offsets[i] - offsets[0];
-  return relative;
+// What all tiles of a block of the sum have in common.
+template <class C, Form kForm>
+TileBlock<C> block_tiles(const Task<C>& t, const Block& b, bool first) {
+  const std::int64_t limit = chain_limit(t.plan->terms);
+  TileBlock<C> tiles{};
+  tiles.columns = 1;
+  tiles.depth = b.depth();
+  tiles.run = b.c1 - b.c0;
+  tiles.chain = limit;
+  tiles.piece = piece_length(kForm == Form::indirect ? tiles.run : tiles.depth, limit);
+  tiles.start = !first ? Start::add_to_c : !t.d->bias ? Start::zero : t.plan->channel_rows ? Start::col_bias : Start::row_bias;
+  return tiles;
 }
 
-// Pixels [x, x + kCols) of the task as segments that start at 0.
+// All rows of the task, as tiles of equal height: `rows` tells where they lie in c.
 template <class C>
-std::int64_t panel_segments(const Task<C>& t, std::int64_t x, Segment* out) {
-  return x < t.pixels ? make_segments(*t.d, t.pixel0 + x, t.pixel0 + imin(t.pixels, x + kCols<C>), out) : 0;
+void run_channel_rows(const Task<C>& t, TileBlock<C> tiles, const std::int64_t* rows, std::int64_t vectors) {
+  const Plan<C>& plan = *t.plan;
+  const std::int64_t taller = imin(t.panel1, imax(t.panel0, t.d->out_c % plan.panels));
+  const std::int64_t height = t.d->out_c / plan.panels;
+  tiles.rows = taller - t.panel0;
+  tiles.c_rows = rows;
+  if (tiles.rows > 0) kTiles<C, Form::interleaved>.fn[height + 1][vectors](tiles);
+  tiles.c_rows += tiles.rows * (height + 1);
+  tiles.bias += tiles.rows * (height + 1);
+  tiles.a += tiles.rows * tiles.a_step;
+  tiles.rows = t.panel1 - taller;
+  if (tiles.rows > 0) kTiles<C, Form::interleaved>.fn[height][vectors](tiles);
 }
 
-// Points the tile at the patches of the panel at x, packed now or with the first panel of the task.
+template <class C, Form kForm>
+void run_pixel_rows(const Task<C>& t, TileBlock<C> tiles, const std::int64_t* rows, std::int64_t vectors) {
+  const std::int64_t full = t.pixels / kRows, rest = t.pixels % kRows;
+  tiles.rows = full;
+  tiles.c_rows = rows;
+  if (full > 0) kTiles<C, kForm>.fn[kRows][vectors](tiles);
+  if (rest == 0) return;
+  tiles.rows = 1;
+  tiles.c_rows += full * kRows;
+  tiles.a += full * tiles.a_step;
+  tiles.table += full * kRows * (tiles.depth / tiles.run);
+  kTiles<C, kForm>.fn[rest][vectors](tiles);
+}
+
+// Whether n columns follow each other in the destination (strides are positive: no gaps).
+inline bool consecutive(const std::int64_t* offsets, std::int64_t n) { return offsets[n - 1] - offsets[0] == n - 1; }
+
+// Pixels from x that can be written as whole vectors, in full columns of tiles or one narrower column; 0 if the
+// next column must be buffered.
 template <class C, class D>
-void bring_panel(const Task<C>& t, const Block& b, std::int64_t x, Tile<C>& tile) {
-  const Dense& d = *t.d;
-  const bool at_once = t.plan->at_once;
-  tile.b = at_once ? t.work.patches + x : t.work.patches;
-  tile.ldb = at_once ? odd_lines<C>(t.pixels + kSlack<C>) : kCols<C>;
-  if (at_once && x > 0) return;
-  Segment segments[kCols<C>];
-  const Segment* now = at_once ? t.work.segments : segments;
-  const std::int64_t count = at_once ? t.work.segment_count : panel_segments(t, x, segments);
-  const std::int64_t runs = list_runs(d, b, now, count, tile.ldb, t.work.runs);
-  pack_pixel_panel<D, C>(d, t.group, b, t.work.runs, runs, t.work.patches, tile.ldb);
-  if (t.plan->cut.taps == 1)
-    prefetch_panel<D>(d, t.group, b, segments, panel_segments(t, x + kCols<C>, segments));
+std::int64_t direct_pixels(const std::int64_t* offsets, std::int64_t n) {
+  if constexpr (!std::is_same_v<C, D>) return 0;
+  std::int64_t full = 0;
+  while (full + kCols<C> <= n && consecutive(offsets, full + kCols<C>)) full += kCols<C>;
+  if (full > 0) return full;
+  return n < kCols<C> && n % kLanes<C> == 0 && consecutive(offsets, n) ? n : 0;
 }
 
-// Rows of pixels read in place: all panels of a task under one panel of weights, so that the few rows of the
-// destination being written stay in the TLB; the source block is read from L2.
-template <class C>
-void pixels_in_place(const Task<C>& t, const Block& b, const C* weights, bool first, bool last) {
+// The pixels [x, x + n) of one direct stretch or one buffered column of tiles, all channels of the task.
+template <class C, class D>
+void pixel_columns(const Task<C>& t, TileBlock<C> tiles, std::int64_t x, std::int64_t n, bool direct, bool last) {
   const Dense& d = *t.d;
-  const C* bias = static_cast<const C*>(d.bias);
-  C* dst = static_cast<C*>(d.dst) + t.group * d.out_c * d.dst_c;
-  C* buffer = t.work.tiles;
-  for (std::int64_t i = t.panel0; i < t.panel1; ++i) {
-    const std::int64_t k0 = t.plan->first_channel(i, d.out_c), k1 = t.plan->first_channel(i + 1, d.out_c);
-    for (std::int64_t x = 0; x < t.pixels; x += kCols<C>, buffer += kRows * kCols<C>) {
-      Column<C, C, Form::interleaved> column(b, kCols<C>, nullptr, first, last);
-      if (first && bias) column.tile.start = Start::row_bias;
-      const std::int64_t image = (t.pixel0 + x) / d.axis[2].out, w = (t.pixel0 + x) % d.axis[2].out;
-      column.tile.b =
-          static_cast<const C*>(d.src) + (t.group * d.red_c + b.c0) * d.src_c + image * d.src_n + w;
-      column.tile.ldb = d.src_c;
-      for (std::int64_t m = 0; m < k1 - k0; ++m)
-        column.rows[m] = dst + (k0 + m) * d.dst_c + t.work.offsets[x];
-      column.tile.a = weights + i * kRows * b.depth();
-      if (bias) column.tile.bias = bias + t.group * d.out_c + k0;
-      column.run(k1 - k0, buffer);
-    }
+  const std::int64_t k0 = t.plan->first_channel(t.panel0, d.out_c);
+  const std::int64_t channels = t.plan->first_channel(t.panel1, d.out_c) - k0;
+  const std::int64_t* offsets = t.work.offsets + x;
+  D* dst = static_cast<D*>(d.dst) + (t.group * d.out_c + k0) * d.dst_c + offsets[0];
+  const std::int64_t vectors = ceil_div(imin(n, kCols<C>), kLanes<C>);
+  if (direct) {
+    tiles.columns = ceil_div(n, kCols<C>);
+    tiles.c = reinterpret_cast<C*>(dst);
+    return run_channel_rows(t, tiles, t.work.channels, vectors);
   }
+  tiles.c = t.work.tiles + x * channels;
+  run_channel_rows(t, tiles, t.work.lines, vectors);
+  if (!last) return;
+  std::int64_t relative[kCols<C>];
+  for (std::int64_t i = 0; i < n; ++i) relative[i] = offsets[i] - offsets[0];
+  flush(tiles.c, dst, t.work.channels, channels, consecutive(offsets, n) ? nullptr : relative, n);
+}
+
+// Packs the patches of the pixels [x, end) of the task.
+template <class C, class D>
+void bring_span(const Task<C>& t, const Block& b, std::int64_t x, std::int64_t end) {
+  const Dense& d = *t.d;
+  Segment segments[kMaxSegments];
+  const std::int64_t count = make_segments(d, t.pixel0 + x, t.pixel0 + end, segments);
+  const std::int64_t runs = list_runs(d, b, segments, count, t.plan->span, t.work.runs);
+  pack_pixel_panel<D, C>(d, t.group, b, t.work.runs, runs, t.work.patches, t.plan->span);
 }
 
 template <class C, class D>
 void pixels_across(const Task<C>& t, const Block& b, const C* weights, bool first, bool last) {
   const Dense& d = *t.d;
   const C* bias = static_cast<const C*>(d.bias);
-  D* dst = static_cast<D*>(d.dst) + t.group * d.out_c * d.dst_c;
-  std::int64_t relative[kCols<C>];
-  C* buffer = t.work.tiles;
-  for (std::int64_t x = 0; x < t.pixels; x += kCols<C>) {
-    const std::int64_t count = imin(kCols<C>, t.pixels - x);
-    Column<C, D, Form::interleaved> column(b, count, column_offsets(t.work.offsets + x, count, relative),
-                                           first, last);
-    if (first && bias) column.tile.start = Start::row_bias;
-    bring_panel<C, D>(t, b, x, column.tile);
-    std::int64_t k0 = t.plan->first_channel(t.panel0, d.out_c);
-    for (std::int64_t i = t.panel0; i < t.panel1; ++i, buffer += kRows * kCols<C>) {
-      const std::int64_t k1 = t.plan->first_channel(i + 1, d.out_c);
-      for (std::int64_t m = 0; m < k1 - k0; ++m)
-        column.rows[m] = dst + (k0 + m) * d.dst_c + t.work.offsets[x];
-      column.tile.a = weights + i * kRows * b.depth();
-      if (bias) column.tile.bias = bias + t.group * d.out_c + k0;
-      column.run(k1 - k0, buffer);
-      k0 = k1;
+  const std::int64_t k0 = t.plan->first_channel(t.panel0, d.out_c), span = t.plan->span;
+  TileBlock<C> tiles = block_tiles<C, Form::interleaved>(t, b, first);
+  tiles.a = weights + t.panel0 * kRows * b.depth();
+  tiles.a_step = kRows * b.depth();
+  tiles.ldb = span;
+  tiles.b_step = tiles.c_step = kCols<C>;
+  if (bias) tiles.bias = bias + t.group * d.out_c + k0;
+  for (std::int64_t x0 = 0; x0 < t.pixels; x0 += span) {
+    const std::int64_t end = imin(t.pixels, x0 + span);
+    bring_span<C, D>(t, b, x0, end);
+    for (std::int64_t x = x0; x < end;) {
+      const std::int64_t direct = direct_pixels<C, D>(t.work.offsets + x, end - x);
+      const std::int64_t n = direct > 0 ? direct : imin(kCols<C>, end - x);
+      tiles.b = t.work.patches + (x - x0);
+      pixel_columns<C, D>(t, tiles, x, n, direct > 0, last);
+      x += n;
     }
   }
 }
@@ -184,25 +191,24 @@ template <class C, class D, Form kForm>
 void channels_across(const Task<C>& t, const Block& b, const C* weights, bool first, bool last) {
   const Dense& d = *t.d;
   const C* bias = static_cast<const C*>(d.bias);
-  D* dst = static_cast<D*>(d.dst) + t.group * d.out_c;
-  C* buffer = t.work.tiles + (t.group - t.group0) * t.tiles_per_group;
-  for (std::int64_t i = t.panel0; i < t.panel1; ++i) {
-    const std::int64_t k0 = t.plan->first_channel(i, d.out_c);
-    Column<C, D, kForm> column(b, imin(kCols<C>, d.out_c - k0), nullptr, first, last);
-    column.tile.b = weights + i * kCols<C> * b.depth();
-    column.tile.ldb = kCols<C>;
-    column.tile.lda = t.ldp;
-    column.tile.run = b.c1 - b.c0;
-    column.tile.skip = (t.group - t.group0) * d.red_c;
-    if (first && bias) column.tile.start = Start::col_bias;
-    if (bias) column.tile.bias = bias + t.group * round_up_line<C>(d.out_c) + k0;
-    for (std::int64_t x = 0; x < t.pixels; x += kRows, buffer += kRows * kCols<C>) {
-      const std::int64_t rows = imin(kRows, t.pixels - x);
-      for (std::int64_t m = 0; m < rows; ++m) column.rows[m] = dst + t.work.offsets[x + m] + k0;
-      column.tile.a = t.work.patches + x * t.ldp;
-      column.tile.rows = t.work.table + x * (b.tap1 - b.tap0);
-      column.run(rows, buffer);
-    }
+  TileBlock<C> tiles = block_tiles<C, kForm>(t, b, first);
+  tiles.a = t.work.patches;
+  tiles.lda = t.ldp;
+  tiles.a_step = kRows * t.ldp;
+  tiles.table = t.work.table;
+  tiles.skip = (t.group - t.group0) * d.red_c;
+  tiles.ldb = kCols<C>;
+  C* buffer = t.work.tiles + (t.group - t.group0) * t.buffered;
+  for (std::int64_t i = t.panel0; i < t.panel1; ++i, buffer += t.pixels * kCols<C>) {
+    const std::int64_t k0 = t.plan->first_channel(i, d.out_c), lanes = imin(kCols<C>, d.out_c - k0);
+    const std::int64_t vectors = ceil_div(lanes, kLanes<C>);
+    const bool direct = std::is_same_v<C, D> && lanes % kLanes<C> == 0;
+    D* dst = static_cast<D*>(d.dst) + t.group * d.out_c + k0;
+    tiles.b = weights + i * kCols<C> * b.depth();
+    if (bias) tiles.bias = bias + t.group * round_up_line<C>(d.out_c) + k0;
+    tiles.c = direct ? reinterpret_cast<C*>(dst) : buffer;
+    run_pixel_rows<C, kForm>(t, tiles, direct ? t.work.offsets : t.work.lines, vectors);
+    if (last && !direct) flush(buffer, dst, t.work.offsets, t.pixels, nullptr, lanes);
   }
 }
 
@@ -214,8 +220,6 @@ void run_group(const Task<C>& t, const Block& b, const C* weights, bool first, b
     pack_channel_rows<D, C>(*t.d, t.group, b, t.work.segments, t.work.segment_count, t.work.patches, t.ldp);
     channels_across<C, D, Form::by_rows>(t, b, weights, first, last);
   } else {
-    if constexpr (std::is_same_v<C, D>)
-      if (t.plan->in_place) return pixels_in_place<C>(t, b, weights, first, last);
     pixels_across<C, D>(t, b, weights, first, last);
   }
 }
@@ -226,6 +230,8 @@ void run_task(Task<C>& t) {
   const Plan<C>& plan = *t.plan;
   t.work.segment_count = make_segments(d, t.pixel0, t.pixel0 + t.pixels, t.work.segments);
   destination_offsets(d, t.work.segments, t.work.segment_count, t.work.offsets);
+  if (!plan.channel_rows)
+    for (std::int64_t k = 0; k < (t.panel1 - t.panel0) * kRows; ++k) t.work.channels[k] = k * d.dst_c;
   const std::int64_t blocks = plan.cut.count();
   for (std::int64_t i = 0; i < blocks; ++i) {
     const Block b = plan.cut.block(i);
@@ -242,40 +248,43 @@ void run_task(Task<C>& t) {
 // Buffer for every tile of a task, per group.
 template <class C>
 std::int64_t tile_elements(const Plan<C>& plan, std::int64_t pixels) {
-  const std::int64_t channels = (ceil_div(plan.panels, plan.channel_blocks) + 1) * plan.panel;
-  return channels * (round_up_line<C>(pixels) + kRows);
+  return ceil_div(plan.panels, plan.channel_blocks) * plan.panel * round_up_line<C>(pixels);
 }
 
 template <class C>
 Workspace<C> make_workspace(const Plan<C>& plan, std::int64_t pixels, std::int64_t depth) {
   const std::int64_t rows = ceil_div(pixels, kRows) * kRows;
   const std::int64_t max_taps = ceil_div(plan.cut.taps, plan.cut.tap_blocks);
-  const std::int64_t run = plan.indirect ? plan.group_span * plan.cut.channels : 0;
-  const std::int64_t row = plan.at_once ? odd_lines<C>(pixels + kSlack<C>) : kCols<C>;
+  const std::int64_t zeros = plan.indirect ? plan.group_span * plan.cut.channels : 0;
+  const std::int64_t channels = plan.channel_rows ? 0 : ceil_div(plan.panels, plan.channel_blocks) * kRows;
+  const std::int64_t lines = plan.channel_rows ? rows : channels;
   const std::int64_t patches = plan.indirect       ? rows * max_taps * sizeof(const C*)
                                : plan.channel_rows ? rows * (depth + kSlack<C>)*sizeof(C)
-                                                   : (depth * row + kSlack<C>)*sizeof(C);
-  const std::int64_t tiles = plan.group_span * tile_elements(plan, pixels) * sizeof(C);
-  std::int64_t at[7] = {
-      0};  // patches or table, zeros, tiles, offsets, segments, runs, end; each on its own cache line
-  const std::int64_t size[6] = {
+                                                   : (depth * plan.span + kSlack<C>)*sizeof(C);
+  const std::int64_t size[8] = {
       patches,
-      std::int64_t(run * sizeof(C)),
-      tiles,
-      std::int64_t((pixels + kCols<C>)*sizeof(std::int64_t)),
+      std::int64_t(zeros * sizeof(C)),
+      std::int64_t(plan.group_span * tile_elements(plan, pixels) * sizeof(C)),
+      std::int64_t(pixels * sizeof(std::int64_t)),
+      std::int64_t(channels * sizeof(std::int64_t)),
+      std::int64_t(lines * sizeof(std::int64_t)),
       std::int64_t((pixels + 1) * sizeof(Segment)),
       std::int64_t(plan.channel_rows ? 0 : 3 * max_taps * kMaxSegments * sizeof(Run))};
-  for (int i = 0; i < 6; ++i) at[i + 1] = at[i] + ceil_div(size[i], 64) * 64;
-  char* memory = static_cast<char*>(scratch_bytes(Slot::local, at[6]));
+  std::int64_t at[9] = {0};  // each part on its own cache line
+  for (int i = 0; i < 8; ++i) at[i + 1] = at[i] + ceil_div(size[i], 64) * 64;
+  char* memory = static_cast<char*>(scratch_bytes(Slot::local, at[8]));
   Workspace<C> w{};
   w.patches = reinterpret_cast<C*>(memory);
   w.table = reinterpret_cast<const C**>(memory);
   w.zeros = reinterpret_cast<C*>(memory + at[1]);
   w.tiles = reinterpret_cast<C*>(memory + at[2]);
   w.offsets = reinterpret_cast<std::int64_t*>(memory + at[3]);
-  w.segments = reinterpret_cast<Segment*>(memory + at[4]);
-  w.runs = reinterpret_cast<Run*>(memory + at[5]);
-  zero(w.zeros, run);
+  w.channels = reinterpret_cast<std::int64_t*>(memory + at[4]);
+  w.lines = reinterpret_cast<std::int64_t*>(memory + at[5]);
+  w.segments = reinterpret_cast<Segment*>(memory + at[6]);
+  w.runs = reinterpret_cast<Run*>(memory + at[7]);
+  zero(w.zeros, zeros);
+  for (std::int64_t m = 0; m < lines; ++m) w.lines[m] = m * kCols<C>;
   return w;
 }
 
@@ -321,7 +330,7 @@ void gemm(const Dense& problem) {
     t.plan = &plan;
     t.weights = weights;
     t.ldp = depth + kSlack<C>;
-    t.tiles_per_group = tile_elements(plan, block_pixels);
+    t.buffered = tile_elements(plan, block_pixels);
     t.work = make_workspace<C>(plan, block_pixels, depth);
     for (std::int64_t i = begin; i < end; ++i) {
       const std::int64_t pixel = i % plan.pixel_blocks, channel = i / plan.pixel_blocks % plan.channel_blocks;

@@ -1,4 +1,4 @@
-// How an implicit-GEMM problem is cut into tasks, and which of its operands are read in place.
+// How an implicit-GEMM problem is cut into tasks, and how much of it is packed at a time.
 //
 // Include after conv_igemm_pack.h.
 #pragma once
@@ -12,9 +12,9 @@ struct Plan {
   bool channel_rows;
   bool same_type;  // storage is the compute type
   bool indirect;   // rows of channels are read in place
-  bool in_place;   // so are rows of pixels
-  bool at_once;    // the patches of all pixels of a task are packed before its first tile
   Cut cut;
+  std::int64_t terms;                // of a whole sum
+  std::int64_t span;                 // pixels across: packed at a time
   std::int64_t pixels, pixel_blocks, channel_blocks;
   std::int64_t panel;               // output channels per weight panel
   std::int64_t panels;              // of a group
@@ -41,17 +41,13 @@ inline constexpr std::int64_t kLeastIndirect = 8;   // shorter runs of channels 
 
 inline constexpr std::int64_t kGroupSpan = 8;  // groups that share one table of pointers
 
-// A 1x1, stride-1 problem reads its source as it lies.
+// Pixels packed at a time, so that they stay in L1: the more, the longer the rows that are written in turn, and
+// the fewer lists of runs.
 template <class C>
-bool readable_in_place(const Dense& d, const Cut& cut) {
-  const Axis& w = d.axis[2];
-  return cut.taps == 1 && w.step == 1 && w.source_stride == 1 && w.out_stride == 1 && w.offset == 0 &&
-         w.out == w.source && d.axis[0].out * d.axis[1].out == 1 && w.out % kCols<C> == 0;
-}
-
-// A list of runs that serves few channels costs as much as the copies: make it for long rows, not for panels.
-inline bool pack_at_once(const Dense& d, const Cut& cut) {
-  return cut.count() == 1 && (d.red_c <= 4 || cut.taps * cut.channels <= 80) && d.axis[2].out >= 8;
+std::int64_t pixel_span(const Dense& d, const Cut& cut) {
+  const std::int64_t depth = ceil_div(cut.taps, cut.tap_blocks) * ceil_div(cut.channels, cut.channel_blocks);
+  const std::int64_t listed = (kMaxSegments - 2) * imax(1, d.axis[2].out) / kCols<C>;
+  return imax(1, imin(imin(kPixelBlock / kCols<C>, listed), kMaxDepth / imax(1, depth))) * kCols<C>;
 }
 
 template <class C>
@@ -68,8 +64,8 @@ Plan<C> make_plan(const Dense& d, bool same_type) {
   p.weights = p.panels * p.panel * tap_count(d) * d.red_c;
   p.indirect =
       p.channel_rows && p.same_type && d.src_c == 1 && d.red_c / p.cut.channel_blocks >= kLeastIndirect;
-  p.in_place = !p.channel_rows && p.same_type && readable_in_place<C>(d, p.cut);
-  p.at_once = !p.channel_rows && !p.in_place && pack_at_once(d, p.cut);
+  p.terms = p.cut.taps * p.cut.channels;
+  p.span = p.channel_rows ? 0 : pixel_span<C>(d, p.cut);
   p.group_span = p.indirect ? imin(p.groups, kGroupSpan) : 1;
   // Few pixels: cut channels too, so that each thread has two tasks. An element's sum is the same in any cut.
   const std::int64_t threads = parallel_width();

@@ -63,6 +63,7 @@ struct WeightTask {
   C* part;
   double* bias_part;  // of this (split, group), or null
   C *patches, *gout;
+  std::int64_t* lines;  // of the rows of a part
   Segment* segments;
   Run* runs;
 };
@@ -104,26 +105,32 @@ void add_bias_sums(const C* panel, std::int64_t pixels, std::int64_t lanes, std:
 template <class C>
 void weight_tiles(const WeightTask<C>& t, const Block& b, std::int64_t pixels, std::int64_t ldp, bool first) {
   const WeightPlan<C>& plan = *t.plan;
-  Tile<C> tile{};
-  tile.depth = pixels;
-  tile.piece = piece_length(pixels);
-  tile.start = first ? Start::zero : Start::add_to_c;
+  TileBlock<C> tiles{};
+  tiles.columns = 1;
+  tiles.depth = pixels;
+  tiles.piece = piece_length(pixels, chain_limit(t.pixel1 - t.pixel0));
+  tiles.start = first ? Start::zero : Start::add_to_c;
   const std::int64_t r = b.depth(), k = t.k1 - t.k0;
   const std::int64_t columns = plan.channel_rows ? r : k, rows = plan.channel_rows ? k : r;
   C* part = plan.channel_rows ? t.part + t.k0 * plan.ld + t.block * round_up_line<C>(plan.depth)
                               : t.part + t.block * plan.depth * plan.ld + t.k0;
+  tiles.lda = ldp;
+  tiles.a_step = plan.channel_rows ? kRows * pixels : kRows * ldp;
+  tiles.c_rows = t.lines;
+  const auto& fn = plan.channel_rows ? kTiles<C, Form::interleaved>.fn : kTiles<C, Form::by_rows>.fn;
   for (std::int64_t n = 0; n < columns; n += kCols<C>) {
     const std::int64_t vectors = ceil_div(imin(kCols<C>, columns - n), kLanes<C>);
-    tile.b = plan.channel_rows ? t.patches + n : t.gout + n * pixels;
-    tile.ldb = plan.channel_rows ? ldp : kCols<C>;
-    for (std::int64_t m = 0; m < rows; m += kRows) {
-      const std::int64_t height = imin(kRows, rows - m);
-      tile.a = plan.channel_rows ? t.gout + m * pixels : t.patches + m * ldp;
-      tile.lda = ldp;
-      for (std::int64_t i = 0; i < height; ++i) tile.c[i] = part + (m + i) * plan.ld + n;
-      (plan.channel_rows ? kTiles<C, Form::interleaved>.fn
-                         : kTiles<C, Form::by_rows>.fn)[height][vectors](tile);
-    }
+    tiles.a = plan.channel_rows ? t.gout : t.patches;
+    tiles.b = plan.channel_rows ? t.patches + n : t.gout + n * pixels;
+    tiles.ldb = plan.channel_rows ? ldp : kCols<C>;
+    tiles.c = part + n;
+    tiles.rows = rows / kRows;
+    if (tiles.rows > 0) fn[kRows][vectors](tiles);
+    if (rows % kRows == 0) continue;
+    tiles.a += tiles.rows * tiles.a_step;
+    tiles.c += tiles.rows * kRows * plan.ld;
+    tiles.rows = 1;
+    fn[rows % kRows][vectors](tiles);
   }
 }
 
@@ -263,10 +270,13 @@ void by_weight(const Dense& d) {
     const std::int64_t taps = ceil_div(plan.cut.taps, plan.cut.tap_blocks);
     t.patches = static_cast<C*>(scratch_bytes(Slot::local, (patches + gout + 64) * sizeof(C) +
                                                                (kChunk + 1) * sizeof(Segment) +
-                                                               3 * taps * kMaxSegments * sizeof(Run)));
+                                                               3 * taps * kMaxSegments * sizeof(Run) +
+                                                               plan.rows * sizeof(std::int64_t)));
     t.gout = t.patches + patches;
     t.segments = reinterpret_cast<Segment*>(t.gout + ceil_div(gout, 16) * 16);
-    t.runs = reinterpret_cast<Run*>(t.segments + kChunk + 1);
+    t.lines = reinterpret_cast<std::int64_t*>(t.segments + kChunk + 1);
+    t.runs = reinterpret_cast<Run*>(t.lines + plan.rows);
+    for (std::int64_t m = 0; m < plan.rows; ++m) t.lines[m] = m * plan.ld;
     for (std::int64_t i = begin; i < end; ++i) {
       const std::int64_t split = i % plan.splits, out = i / plan.splits % plan.out_blocks;
       t.block = i / plan.splits / plan.out_blocks % plan.cut.count();

@@ -91,20 +91,29 @@ inline void weight_panel(const Dense& d, std::int64_t panel, std::int64_t c0, st
 // m[xi] (+)= v[xi] u[xi] for channels [c0, c1), whose weights start at u.
 inline void multiply(const WinogradPlan& p, const float* v, std::int64_t tiles, std::int64_t c0,
                      std::int64_t c1, const float* u, float* m) {
-  Tile<float> tile{};
-  tile.depth = c1 - c0;
-  tile.piece = piece_length(c1 - c0);
-  tile.lda = p.v_row;
-  tile.ldb = kPanel;
-  tile.start = c0 == 0 ? Start::zero : Start::add_to_c;
+  TileBlock<float> block{};
+  block.columns = 1;
+  block.depth = c1 - c0;
+  block.piece = piece_length(c1 - c0, chain_limit(p.v_row));
+  block.lda = p.v_row;
+  block.a_step = kRows * p.v_row;
+  block.ldb = kPanel;
+  block.start = c0 == 0 ? Start::zero : Start::add_to_c;
+  std::int64_t rows[kMostTiles];
+  for (std::int64_t t = 0; t < tiles; ++t) rows[t] = t * kPanel;
+  const std::int64_t full = tiles / kRows, rest = tiles % kRows;
   for (std::int64_t xi = 0; xi < kPoints; ++xi) {
-    tile.b = u + xi * p.u_plane;
-    for (std::int64_t t = 0; t < tiles; t += kRows) {
-      const std::int64_t height = imin(kRows, tiles - t);
-      tile.a = v + xi * p.v_plane + t * p.v_row + c0;
-      for (std::int64_t i = 0; i < height; ++i) tile.c[i] = m + xi * p.m_plane + (t + i) * kPanel;
-      kTiles<float, Form::by_rows>.fn[height][kColVecs](tile);
-    }
+    block.b = u + xi * p.u_plane;
+    block.a = v + xi * p.v_plane + c0;
+    block.c = m + xi * p.m_plane;
+    block.c_rows = rows;
+    block.rows = full;
+    if (full > 0) kTiles<float, Form::by_rows>.fn[kRows][kColVecs](block);
+    if (rest == 0) continue;
+    block.a += full * block.a_step;
+    block.c_rows += full * kRows;
+    block.rows = 1;
+    kTiles<float, Form::by_rows>.fn[rest][kColVecs](block);
   }
 }
 
