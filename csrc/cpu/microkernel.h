@@ -58,16 +58,16 @@ struct TileBlock {
   std::int64_t lda;            // by rows: from row to row
   std::int64_t a_step;         // from one tile's rows to the next's
   const C* const* table;       // indirect: kRows pointers per run, tile after tile
-  std::int64_t run;            // indirect: terms per pointer
+  std::int64_t runs, run;      // indirect: how many of them per row, and terms per pointer
   std::int64_t skip;           // indirect: added to each pointer (the channels before a group)
-  std::int64_t chain;          // indirect: the limit on a chain of several runs
+  std::int64_t joined;         // indirect: runs in a chain
   const C* b;
   std::int64_t ldb, b_step;    // from term to term; from one tile's columns to the next's
   C* c;
   const std::int64_t* c_rows;  // row m of tile row i starts at c + c_rows[i * MR + m]
   std::int64_t c_step;         // from one tile's columns to the next's
   Start start;
-  const C* bias;  // row_bias: a value per row; col_bias: one per column of a single column of tiles
+  const C* bias;  // row_bias: a value per row; col_bias: one per column
 };
 
 // acc += a * b over `depth` steps; element (m, k) of a is at a[m][k].
@@ -128,58 +128,50 @@ inline void clear(vec<C> (&acc)[MR][NV]) {
 
 // One tile of a packed a, from tile_a.
 template <class C, int MR, int NV, Form kForm>
-inline void packed_tile(const TileBlock<C>& t, const C* tile_a, const C* b, C* c, const std::int64_t* c_rows,
-                        const C* bias) {
+[[gnu::always_inline]] inline void packed_tile(const TileBlock<C>& t, const C* tile_a, const C* b, C* c,
+                                               const std::int64_t* c_rows, const C* bias) {
   const std::int64_t piece = t.piece, ldb = t.ldb;
-  const C* a[MR];
-  if constexpr (kForm == Form::by_rows)
-    for (int m = 0; m < MR; ++m) a[m] = tile_a + m * t.lda;
   Start start = t.start;
-  for (std::int64_t left = t.depth;;) {
-    const std::int64_t n = imin(piece, left);
+  for (std::int64_t k = 0;;) {
+    const std::int64_t n = imin(piece, t.depth - k);
     vec<C> acc[MR][NV];
     clear<C>(acc);
     if constexpr (kForm == Form::interleaved) {
-      accumulate(acc, n, tile_a, b, ldb);
-      tile_a += n * kRows;
+      accumulate(acc, n, tile_a + k * kRows, b, ldb);
     } else {
+      const C* a[MR];
+      for (int m = 0; m < MR; ++m) a[m] = tile_a + m * t.lda + k;
       accumulate(acc, n, a, b, ldb);
-      for (int m = 0; m < MR; ++m) a[m] += n;
     }
     fold(acc, c, c_rows, start, bias);
-    left -= n;
-    if (left <= 0) return;
+    k += n;
+    if (k >= t.depth) return;
     b += n * ldb;
     start = Start::add_to_c;
   }
 }
 
-// One tile of rows read where they are.
+// One tile of rows read where they are. A chain is `joined` runs, or a piece of one.
 template <class C, int MR, int NV>
-inline void indirect_tile(const TileBlock<C>& t, const C* const* table, const C* b, C* c,
+[[gnu::noinline]] void indirect_tile(const TileBlock<C>& t, const C* const* table, const C* b, C* c,
                           const std::int64_t* c_rows, const C* bias) {
-  const std::int64_t piece = t.piece, ldb = t.ldb, run = t.run, skip = t.skip, limit = t.chain;
+  const std::int64_t ldb = t.ldb, run = t.run, skip = t.skip, piece = t.piece, runs = t.runs, joined = t.joined;
   Start start = t.start;
-  vec<C> acc[MR][NV];
-  clear<C>(acc);
-  std::int64_t chain = 0;
-  for (std::int64_t k = 0; k < t.depth; k += run, table += kRows, b += run * ldb) {
-    if (!table[0]) continue;  // padding for every row
+  for (std::int64_t r = 0; r < runs; r += joined)
     for (std::int64_t i = 0; i < run; i += piece) {
-      const std::int64_t n = imin(piece, run - i);
-      if (chain + n > limit) {
-        fold(acc, c, c_rows, start, bias);
-        clear<C>(acc);
-        start = Start::add_to_c;
-        chain = 0;
+      const std::int64_t n = imin(piece, run - i), end = imin(runs, r + joined);
+      vec<C> acc[MR][NV];
+      clear<C>(acc);
+      for (std::int64_t j = r; j < end; ++j) {
+        const C* const* rows = table + j * kRows;
+        if (!rows[0]) continue;  // padding for every row
+        const C* a[MR];
+        for (int m = 0; m < MR; ++m) a[m] = rows[m] + skip + i;
+        accumulate(acc, n, a, b + (j * run + i) * ldb, ldb);
       }
-      const C* a[MR];
-      for (int m = 0; m < MR; ++m) a[m] = table[m] + skip + i;
-      accumulate(acc, n, a, b + i * ldb, ldb);
-      chain += n;
+      fold(acc, c, c_rows, start, bias);
+      start = Start::add_to_c;
     }
-  }
-  fold(acc, c, c_rows, start, bias);
 }
 
 template <class C, int MR, int NV, Form kForm>
@@ -193,13 +185,14 @@ void run_tiles(const TileBlock<C>& t) {
       C* c = t.c + j * t.c_step;
       // The destination's lines, needed when the chain ends: the caches may not have them.
       for (int m = 0; m < MR; ++m) __builtin_prefetch(c + c_rows[m], 1);
+      const C* tile_bias = t.start == Start::col_bias ? bias + j * NV * kLanes<C> : bias;
       if constexpr (kForm == Form::indirect)
-        indirect_tile<C, MR, NV>(t, table, t.b + j * t.b_step, c, c_rows, bias);
+        indirect_tile<C, MR, NV>(t, table, t.b + j * t.b_step, c, c_rows, tile_bias);
       else
-        packed_tile<C, MR, NV, kForm>(t, a, t.b + j * t.b_step, c, c_rows, bias);
+        packed_tile<C, MR, NV, kForm>(t, a, t.b + j * t.b_step, c, c_rows, tile_bias);
     }
     a += t.a_step;
-    if constexpr (kForm == Form::indirect) table += t.depth / t.run * kRows;
+    if constexpr (kForm == Form::indirect) table += t.runs * kRows;
     if (t.start == Start::row_bias) bias += MR;
   }
 }

@@ -80,8 +80,9 @@ TileBlock<C> block_tiles(const Task<C>& t, const Block& b, bool first) {
   TileBlock<C> tiles{};
   tiles.columns = 1;
   tiles.depth = b.depth();
+  tiles.runs = b.tap1 - b.tap0;
   tiles.run = b.c1 - b.c0;
-  tiles.chain = limit;
+  tiles.joined = imax(1, limit / tiles.run);
   tiles.piece = piece_length(kForm == Form::indirect ? tiles.run : tiles.depth, limit);
   tiles.start = !first ? Start::add_to_c : !t.d->bias ? Start::zero : t.plan->channel_rows ? Start::col_bias : Start::row_bias;
   return tiles;
@@ -113,7 +114,7 @@ void run_pixel_rows(const Task<C>& t, TileBlock<C> tiles, const std::int64_t* ro
   tiles.rows = 1;
   tiles.c_rows += full * kRows;
   tiles.a += full * tiles.a_step;
-  tiles.table += full * kRows * (tiles.depth / tiles.run);
+  tiles.table += full * kRows * tiles.runs;
   kTiles<C, kForm>.fn[rest][vectors](tiles);
 }
 
@@ -187,28 +188,39 @@ void pixels_across(const Task<C>& t, const Block& b, const C* weights, bool firs
   }
 }
 
+// The first pixel of the task, in the source.
+template <class C>
+const C* rows_in_place(const Task<C>& t, const Block& b) {
+  const Dense& d = *t.d;
+  return static_cast<const C*>(d.src) + t.group * d.red_c + b.c0 + t.pixel0 * d.axis[2].source_stride;
+}
+
 template <class C, class D, Form kForm>
 void channels_across(const Task<C>& t, const Block& b, const C* weights, bool first, bool last) {
   const Dense& d = *t.d;
   const C* bias = static_cast<const C*>(d.bias);
   TileBlock<C> tiles = block_tiles<C, kForm>(t, b, first);
-  tiles.a = t.work.patches;
-  tiles.lda = t.ldp;
-  tiles.a_step = kRows * t.ldp;
+  tiles.a = t.plan->in_place ? rows_in_place<C>(t, b) : t.work.patches;
+  tiles.lda = t.plan->in_place ? d.axis[2].source_stride : t.ldp;
+  tiles.a_step = kRows * tiles.lda;
   tiles.table = t.work.table;
   tiles.skip = (t.group - t.group0) * d.red_c;
-  tiles.ldb = kCols<C>;
+  tiles.ldb = tiles.c_step = kCols<C>;
+  tiles.b_step = kCols<C> * b.depth();
   C* buffer = t.work.tiles + (t.group - t.group0) * t.buffered;
-  for (std::int64_t i = t.panel0; i < t.panel1; ++i, buffer += t.pixels * kCols<C>) {
-    const std::int64_t k0 = t.plan->first_channel(i, d.out_c), lanes = imin(kCols<C>, d.out_c - k0);
-    const std::int64_t vectors = ceil_div(lanes, kLanes<C>);
+  for (std::int64_t i = t.panel0; i < t.panel1;) {
+    const std::int64_t k0 = t.plan->first_channel(i, d.out_c), channels = d.out_c - k0;
+    const std::int64_t lanes = imin(kCols<C>, channels), full = imin(t.panel1 - i, channels / kCols<C>);
     const bool direct = std::is_same_v<C, D> && lanes % kLanes<C> == 0;
     D* dst = static_cast<D*>(d.dst) + t.group * d.out_c + k0;
+    tiles.columns = direct && full > 1 && t.plan->weights_in_l2(b) ? full : 1;
     tiles.b = weights + i * kCols<C> * b.depth();
     if (bias) tiles.bias = bias + t.group * round_up_line<C>(d.out_c) + k0;
     tiles.c = direct ? reinterpret_cast<C*>(dst) : buffer;
-    run_pixel_rows<C, kForm>(t, tiles, direct ? t.work.offsets : t.work.lines, vectors);
+    run_pixel_rows<C, kForm>(t, tiles, direct ? t.work.offsets : t.work.lines, ceil_div(lanes, kLanes<C>));
     if (last && !direct) flush(buffer, dst, t.work.offsets, t.pixels, nullptr, lanes);
+    i += tiles.columns;
+    buffer += tiles.columns * t.pixels * kCols<C>;
   }
 }
 
@@ -217,7 +229,8 @@ void run_group(const Task<C>& t, const Block& b, const C* weights, bool first, b
   if (t.plan->indirect) {
     channels_across<C, D, Form::indirect>(t, b, weights, first, last);
   } else if (t.plan->channel_rows) {
-    pack_channel_rows<D, C>(*t.d, t.group, b, t.work.segments, t.work.segment_count, t.work.patches, t.ldp);
+    if (!t.plan->in_place)
+      pack_channel_rows<D, C>(*t.d, t.group, b, t.work.segments, t.work.segment_count, t.work.patches, t.ldp);
     channels_across<C, D, Form::by_rows>(t, b, weights, first, last);
   } else {
     pixels_across<C, D>(t, b, weights, first, last);

@@ -6,12 +6,15 @@
 namespace convnorm::conv {
 namespace {
 
+inline constexpr std::int64_t kWeightBytes = 256 << 10;  // half of L2
+
 // What a problem is cut into; a function of its shape only.
 template <class C>
 struct Plan {
   bool channel_rows;
   bool same_type;  // storage is the compute type
-  bool indirect;   // rows of channels are read in place
+  bool in_place;   // rows of channels follow each other in the source
+  bool indirect;   // they are read through a table of pointers
   Cut cut;
   std::int64_t terms;                // of a whole sum
   std::int64_t span;                 // pixels across: packed at a time
@@ -21,6 +24,10 @@ struct Plan {
   std::int64_t weights;             // packed elements of a group
   std::int64_t groups, group_span;  // in all; of one task
   std::int64_t group_blocks() const { return ceil_div(groups, group_span); }
+  // A block of weights that every tile of rows may stream; else a panel of it serves all rows before the next.
+  bool weights_in_l2(const Block& b) const {
+    return b.depth() * panels * panel * std::int64_t(sizeof(C)) <= kWeightBytes;
+  }
   std::int64_t tasks() const { return group_blocks() * channel_blocks * pixel_blocks; }
 
   // Channels of panel i. Interleaved panels are balanced (20 = 5+5+5+5, not 6+6+6+2): narrow tiles run
@@ -50,6 +57,13 @@ std::int64_t pixel_span(const Dense& d, const Cut& cut) {
   return imax(1, imin(imin(kPixelBlock / kCols<C>, listed), kMaxDepth / imax(1, depth))) * kCols<C>;
 }
 
+// A 1x1, stride-1 problem whose pixels lie at one distance, across images too.
+inline bool rows_follow(const Dense& d, const Cut& cut) {
+  const Axis& w = d.axis[2];
+  return cut.taps == 1 && w.step == 1 && w.offset == 0 && w.out == w.source && d.axis[0].out * d.axis[1].out == 1 &&
+         d.axis[0].offset == 0 && d.axis[1].offset == 0 && (d.n == 1 || d.src_n == w.out * w.source_stride);
+}
+
 template <class C>
 Plan<C> make_plan(const Dense& d, bool same_type) {
   Plan<C> p{};
@@ -62,8 +76,9 @@ Plan<C> make_plan(const Dense& d, bool same_type) {
   p.panel = p.channel_rows ? kCols<C> : kRows;
   p.panels = ceil_div(d.out_c, p.panel);
   p.weights = p.panels * p.panel * tap_count(d) * d.red_c;
-  p.indirect =
-      p.channel_rows && p.same_type && d.src_c == 1 && d.red_c / p.cut.channel_blocks >= kLeastIndirect;
+  p.in_place = p.channel_rows && p.same_type && d.src_c == 1 && rows_follow(d, p.cut);
+  p.indirect = p.channel_rows && p.same_type && d.src_c == 1 && !p.in_place &&
+               d.red_c / p.cut.channel_blocks >= kLeastIndirect;
   p.terms = p.cut.taps * p.cut.channels;
   p.span = p.channel_rows ? 0 : pixel_span<C>(d, p.cut);
   p.group_span = p.indirect ? imin(p.groups, kGroupSpan) : 1;
