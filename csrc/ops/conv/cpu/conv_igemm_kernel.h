@@ -165,7 +165,7 @@ void bring_span(const Task<C>& t, const Block& b, std::int64_t x, std::int64_t e
 }
 
 template <class C, class D>
-void pixels_across(const Task<C>& t, const Block& b, const C* weights, bool first, bool last) {
+void pixels_across(const Task<C>& t, const Block& b, const C* weights, std::int64_t begin, std::int64_t end, bool first, bool last) {
   const Dense& d = *t.d;
   const C* bias = static_cast<const C*>(d.bias);
   const std::int64_t k0 = t.plan->first_channel(t.panel0, d.out_c), span = t.plan->span;
@@ -175,12 +175,12 @@ void pixels_across(const Task<C>& t, const Block& b, const C* weights, bool firs
   tiles.ldb = span;
   tiles.b_step = tiles.c_step = kCols<C>;
   if (bias) tiles.bias = bias + t.group * d.out_c + k0;
-  for (std::int64_t x0 = 0; x0 < t.pixels; x0 += span) {
-    const std::int64_t end = imin(t.pixels, x0 + span);
-    bring_span<C, D>(t, b, x0, end);
-    for (std::int64_t x = x0; x < end;) {
-      const std::int64_t direct = direct_pixels<C, D>(t.work.offsets + x, end - x);
-      const std::int64_t n = direct > 0 ? direct : imin(kCols<C>, end - x);
+  for (std::int64_t x0 = begin; x0 < end; x0 += span) {
+    const std::int64_t x1 = imin(end, x0 + span);
+    bring_span<C, D>(t, b, x0, x1);
+    for (std::int64_t x = x0; x < x1;) {
+      const std::int64_t direct = direct_pixels<C, D>(t.work.offsets + x, x1 - x);
+      const std::int64_t n = direct > 0 ? direct : imin(kCols<C>, x1 - x);
       tiles.b = t.work.patches + (x - x0);
       pixel_columns<C, D>(t, tiles, x, n, direct > 0, last);
       x += n;
@@ -224,38 +224,56 @@ void channels_across(const Task<C>& t, const Block& b, const C* weights, bool fi
   }
 }
 
+template <class C>
+const C* block_weights(const Task<C>& t, const Block& b) {
+  return t.weights + t.group * t.plan->weights + b.start * t.plan->panels * t.plan->panel;
+}
+
+// Weights that fit L2 are gone through for every span, so that what is written stays in L1; others block by block.
 template <class C, class D>
-void run_group(const Task<C>& t, const Block& b, const C* weights, bool first, bool last) {
-  if (t.plan->indirect) {
-    channels_across<C, D, Form::indirect>(t, b, weights, first, last);
-  } else if (t.plan->channel_rows) {
-    if (!t.plan->in_place)
-      pack_channel_rows<D, C>(*t.d, t.group, b, t.work.segments, t.work.segment_count, t.work.patches, t.ldp);
-    channels_across<C, D, Form::by_rows>(t, b, weights, first, last);
-  } else {
-    pixels_across<C, D>(t, b, weights, first, last);
+void run_pixels_across(Task<C>& t) {
+  const Plan<C>& plan = *t.plan;
+  const std::int64_t blocks = plan.cut.count(), step = plan.weights_in_l2() ? plan.span : t.pixels;
+  for (t.group = t.group0; t.group < t.group1; ++t.group)
+    for (std::int64_t x = 0; x < t.pixels; x += step)
+      for (std::int64_t i = 0; i < blocks; ++i) {
+        const Block b = plan.cut.block(i);
+        pixels_across<C, D>(t, b, block_weights(t, b), x, imin(t.pixels, x + step), i == 0, i + 1 == blocks);
+      }
+}
+
+template <class C, class D>
+void run_channels_across(Task<C>& t) {
+  const Dense& d = *t.d;
+  const Plan<C>& plan = *t.plan;
+  const std::int64_t blocks = plan.cut.count();
+  for (std::int64_t i = 0; i < blocks; ++i) {
+    const Block b = plan.cut.block(i);
+    const bool first = i == 0, last = i + 1 == blocks;
+    if constexpr (std::is_same_v<C, D>)
+      if (plan.indirect)
+        point_channel_rows<C>(d, t.group0, b, t.work.segments, t.work.segment_count, t.work.zeros, t.work.table);
+    for (t.group = t.group0; t.group < t.group1; ++t.group) {
+      const C* weights = block_weights(t, b);
+      if (plan.indirect) {
+        channels_across<C, D, Form::indirect>(t, b, weights, first, last);
+        continue;
+      }
+      if (!plan.in_place)
+        pack_channel_rows<D, C>(d, t.group, b, t.work.segments, t.work.segment_count, t.work.patches, t.ldp);
+      channels_across<C, D, Form::by_rows>(t, b, weights, first, last);
+    }
   }
 }
 
 template <class C, class D>
 void run_task(Task<C>& t) {
   const Dense& d = *t.d;
-  const Plan<C>& plan = *t.plan;
   t.work.segment_count = make_segments(d, t.pixel0, t.pixel0 + t.pixels, t.work.segments);
   destination_offsets(d, t.work.segments, t.work.segment_count, t.work.offsets);
-  if (!plan.channel_rows)
-    for (std::int64_t k = 0; k < (t.panel1 - t.panel0) * kRows; ++k) t.work.channels[k] = k * d.dst_c;
-  const std::int64_t blocks = plan.cut.count();
-  for (std::int64_t i = 0; i < blocks; ++i) {
-    const Block b = plan.cut.block(i);
-    if constexpr (std::is_same_v<C, D>)
-      if (plan.indirect)
-        point_channel_rows<C>(d, t.group0, b, t.work.segments, t.work.segment_count, t.work.zeros,
-                              t.work.table);
-    for (t.group = t.group0; t.group < t.group1; ++t.group)
-      run_group<C, D>(t, b, t.weights + t.group * plan.weights + b.start * plan.panels * plan.panel, i == 0,
-                      i + 1 == blocks);
-  }
+  if (t.plan->channel_rows) return run_channels_across<C, D>(t);
+  for (std::int64_t k = 0; k < (t.panel1 - t.panel0) * kRows; ++k) t.work.channels[k] = k * d.dst_c;
+  run_pixels_across<C, D>(t);
 }
 
 // Buffer for every tile of a task, per group.

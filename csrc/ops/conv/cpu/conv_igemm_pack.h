@@ -38,14 +38,18 @@ struct Cut {
 inline std::int64_t tap_count(const Dense& d) { return d.axis[0].taps * d.axis[1].taps * d.axis[2].taps; }
 
 // Rows of channels want few, long runs (all channels of some taps); rows of pixels want all taps of some
-// channels, whose source rows stay in L1.
+// channels, whose source rows stay in L1, and with a single tap few channels, so that as many pixels of each can
+// be copied in one go.
+inline constexpr std::int64_t kSingleTapDepth = 64;
+
 inline Cut make_cut(const Dense& d, bool channel_rows) {
   Cut cut{tap_count(d), d.red_c, 1, 1};
+  const std::int64_t most = cut.taps == 1 && !channel_rows ? kSingleTapDepth : kMaxDepth;
   const std::int64_t inner = channel_rows ? cut.channels : cut.taps;
   const std::int64_t outer = channel_rows ? cut.taps : cut.channels;
-  std::int64_t inner_blocks = imax(1, ceil_div(inner, kMaxDepth));
+  std::int64_t inner_blocks = imax(1, ceil_div(inner, most));
   const std::int64_t inner_len = imax(1, ceil_div(inner, inner_blocks));
-  std::int64_t outer_blocks = imax(1, ceil_div(outer, imax(1, kMaxDepth / inner_len)));
+  std::int64_t outer_blocks = imax(1, ceil_div(outer, imax(1, most / inner_len)));
   cut.tap_blocks = channel_rows ? outer_blocks : inner_blocks;
   cut.channel_blocks = channel_rows ? inner_blocks : outer_blocks;
   return cut;

@@ -28,6 +28,7 @@ struct Plan {
   bool weights_in_l2(const Block& b) const {
     return b.depth() * panels * panel * std::int64_t(sizeof(C)) <= kWeightBytes;
   }
+  bool weights_in_l2() const { return weights * std::int64_t(sizeof(C)) <= kWeightBytes; }
   std::int64_t tasks() const { return group_blocks() * channel_blocks * pixel_blocks; }
 
   // Channels of panel i. Interleaved panels are balanced (20 = 5+5+5+5, not 6+6+6+2): narrow tiles run
@@ -36,7 +37,7 @@ struct Plan {
     return channel_rows ? imin(channels, i * panel) : i * (channels / panels) + imin(i, channels % panels);
   }
   std::int64_t first_pixel(std::int64_t i) const {
-    const std::int64_t unit = channel_rows ? kRows : kCols<C>;
+    const std::int64_t unit = channel_rows ? kRows : span;
     return imin(pixels, ceil_div(pixels, pixel_blocks * unit) * unit * i);
   }
 };
