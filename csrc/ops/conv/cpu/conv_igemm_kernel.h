@@ -25,7 +25,7 @@ template <class C>
 struct Workspace {
   C* patches;
   const C** table;  // indirect: in place of patches
-  C* zeros;
+  C *zeros, *copies;
   C* tiles;                // the buffered ones: a column of tiles after the other
   std::int64_t* offsets;   // of each pixel of the task in the destination
   std::int64_t* channels;  // of each channel of the task, from the first
@@ -80,8 +80,9 @@ TileBlock<C> block_tiles(const Task<C>& t, const Block& b, bool first) {
   TileBlock<C> tiles{};
   tiles.columns = 1;
   tiles.depth = b.depth();
-  tiles.runs = b.tap1 - b.tap0;
-  tiles.run = b.c1 - b.c0;
+  const std::int64_t taps = t.plan->joined ? t.d->axis[2].taps : 1;
+  tiles.runs = (b.tap1 - b.tap0) / taps;
+  tiles.run = (b.c1 - b.c0) * taps;
   tiles.joined = imax(1, limit / tiles.run);
   tiles.piece = piece_length(kForm == Form::indirect ? tiles.run : tiles.depth, limit);
   tiles.start = !first ? Start::add_to_c : !t.d->bias ? Start::zero : t.plan->channel_rows ? Start::col_bias : Start::row_bias;
@@ -252,7 +253,8 @@ void run_channels_across(Task<C>& t) {
     const bool first = i == 0, last = i + 1 == blocks;
     if constexpr (std::is_same_v<C, D>)
       if (plan.indirect)
-        point_channel_rows<C>(d, t.group0, b, t.work.segments, t.work.segment_count, t.work.zeros, t.work.table);
+        point_channel_rows<C>(d, t.group0, b, t.work.segments, t.work.segment_count,
+                              {t.work.table, t.work.zeros, t.work.copies, plan.joined});
     for (t.group = t.group0; t.group < t.group1; ++t.group) {
       const C* weights = block_weights(t, b);
       if (plan.indirect) {
@@ -286,13 +288,14 @@ template <class C>
 Workspace<C> make_workspace(const Plan<C>& plan, std::int64_t pixels, std::int64_t depth) {
   const std::int64_t rows = ceil_div(pixels, kRows) * kRows;
   const std::int64_t max_taps = ceil_div(plan.cut.taps, plan.cut.tap_blocks);
-  const std::int64_t zeros = plan.indirect ? plan.group_span * plan.cut.channels : 0;
+  const std::int64_t zeros = plan.joined ? depth : plan.indirect ? plan.group_span * plan.cut.channels : 0;
+  const std::int64_t copies = plan.joined ? pixels * (depth + kSlack<C>) : 0;
   const std::int64_t channels = plan.channel_rows ? 0 : ceil_div(plan.panels, plan.channel_blocks) * kRows;
   const std::int64_t lines = plan.channel_rows ? rows : channels;
   const std::int64_t patches = plan.indirect       ? rows * max_taps * sizeof(const C*)
                                : plan.channel_rows ? rows * (depth + kSlack<C>)*sizeof(C)
                                                    : (depth * plan.span + kSlack<C>)*sizeof(C);
-  const std::int64_t size[8] = {
+  const std::int64_t size[9] = {
       patches,
       std::int64_t(zeros * sizeof(C)),
       std::int64_t(plan.group_span * tile_elements(plan, pixels) * sizeof(C)),
@@ -300,10 +303,11 @@ Workspace<C> make_workspace(const Plan<C>& plan, std::int64_t pixels, std::int64
       std::int64_t(channels * sizeof(std::int64_t)),
       std::int64_t(lines * sizeof(std::int64_t)),
       std::int64_t((pixels + 1) * sizeof(Segment)),
-      std::int64_t(plan.channel_rows ? 0 : 3 * max_taps * kMaxSegments * sizeof(Run))};
-  std::int64_t at[9] = {0};  // each part on its own cache line
-  for (int i = 0; i < 8; ++i) at[i + 1] = at[i] + ceil_div(size[i], 64) * 64;
-  char* memory = static_cast<char*>(scratch_bytes(Slot::local, at[8]));
+      std::int64_t(plan.channel_rows ? 0 : 3 * max_taps * kMaxSegments * sizeof(Run)),
+      std::int64_t(copies * sizeof(C))};
+  std::int64_t at[10] = {0};  // each part on its own cache line
+  for (int i = 0; i < 9; ++i) at[i + 1] = at[i] + ceil_div(size[i], 64) * 64;
+  char* memory = static_cast<char*>(scratch_bytes(Slot::local, at[9]));
   Workspace<C> w{};
   w.patches = reinterpret_cast<C*>(memory);
   w.table = reinterpret_cast<const C**>(memory);
@@ -314,6 +318,7 @@ Workspace<C> make_workspace(const Plan<C>& plan, std::int64_t pixels, std::int64
   w.lines = reinterpret_cast<std::int64_t*>(memory + at[5]);
   w.segments = reinterpret_cast<Segment*>(memory + at[6]);
   w.runs = reinterpret_cast<Run*>(memory + at[7]);
+  w.copies = reinterpret_cast<C*>(memory + at[8]);
   zero(w.zeros, zeros);
   for (std::int64_t m = 0; m < lines; ++m) w.lines[m] = m * kCols<C>;
   return w;

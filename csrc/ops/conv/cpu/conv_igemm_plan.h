@@ -14,7 +14,8 @@ struct Plan {
   bool channel_rows;
   bool same_type;  // storage is the compute type
   bool in_place;   // rows of channels follow each other in the source
-  bool indirect;   // they are read through a table of pointers
+  bool indirect;   // they are read through a table of pointers,
+  bool joined;     // one per row of the window
   Cut cut;
   std::int64_t terms;                // of a whole sum
   std::int64_t span;                 // pixels across: packed at a time
@@ -47,6 +48,8 @@ inline constexpr std::int64_t kPixelBlock =
 inline constexpr std::int64_t kLeastChannels = 64;  // a channel block packs the patches again: not below this
 inline constexpr std::int64_t kLeastIndirect = 8;   // shorter runs of channels are packed
 
+inline constexpr std::int64_t kMostJoined = 16;     // channels, below which window rows are joined
+
 inline constexpr std::int64_t kGroupSpan = 8;  // groups that share one table of pointers
 
 // Pixels packed at a time, so that they stay in L1: the more, the longer the rows that are written in turn, and
@@ -65,6 +68,12 @@ inline bool rows_follow(const Dense& d, const Cut& cut) {
          d.axis[0].offset == 0 && d.axis[1].offset == 0 && (d.n == 1 || d.src_n == w.out * w.source_stride);
 }
 
+// Few channels: a row of the window, all of its taps and channels, is one stretch of memory.
+inline bool window_rows_join(const Dense& d, const Cut& cut) {
+  const Axis& w = d.axis[2];
+  return cut.count() == 1 && d.red_c < kMostJoined && w.taps > 1 && w.offset_step == 1 && w.source_stride == d.red_c;
+}
+
 template <class C>
 Plan<C> make_plan(const Dense& d, bool same_type) {
   Plan<C> p{};
@@ -77,9 +86,10 @@ Plan<C> make_plan(const Dense& d, bool same_type) {
   p.panel = p.channel_rows ? kCols<C> : kRows;
   p.panels = ceil_div(d.out_c, p.panel);
   p.weights = p.panels * p.panel * tap_count(d) * d.red_c;
-  p.in_place = p.channel_rows && p.same_type && d.src_c == 1 && rows_follow(d, p.cut);
-  p.indirect = p.channel_rows && p.same_type && d.src_c == 1 && !p.in_place &&
-               d.red_c / p.cut.channel_blocks >= kLeastIndirect;
+  const bool readable = p.channel_rows && p.same_type && d.src_c == 1;
+  p.in_place = readable && rows_follow(d, p.cut);
+  p.joined = readable && !p.in_place && window_rows_join(d, p.cut);
+  p.indirect = readable && !p.in_place && (p.joined || d.red_c / p.cut.channel_blocks >= kLeastIndirect);
   p.terms = p.cut.taps * p.cut.channels;
   p.span = p.channel_rows ? 0 : pixel_span<C>(d, p.cut);
   p.group_span = p.indirect ? imin(p.groups, kGroupSpan) : 1;
