@@ -165,6 +165,14 @@ const S* source_end(const Dense& p) {
   return static_cast<const S*>(p.src) + last + 1;
 }
 
+// The same of the destination.
+template <class S>
+const S* destination_end(const Dense& p) {
+  std::int64_t last = (p.n - 1) * p.dst_n + (p.groups * p.out_c - 1) * p.dst_c;
+  for (const Axis& a : p.axis) last += (a.out - 1) * a.out_stride;
+  return static_cast<const S*>(p.dst) + last + 1;
+}
+
 // Runs of one segment under one tap: zeros, source, zeros, as the window enters and leaves the image. `row`
 // is the source row's offset, or negative where the whole row is outside.
 inline Run* add_runs(const Axis& w, const Segment& g, std::int64_t row, std::int64_t first, std::int32_t dst,

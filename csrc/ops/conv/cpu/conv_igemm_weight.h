@@ -26,7 +26,8 @@ struct WeightPlan {
   bool channel_rows;
   Cut cut;
   std::int64_t pixels, splits, out_blocks, groups;
-  std::int64_t lanes;     // width of a packed gout panel
+  std::int64_t lanes;     // output channels of a packed gout panel,
+  std::int64_t width;     // and its row length
   std::int64_t depth;     // longest block of r
   std::int64_t rows, ld;  // the partial sum of one (split, group): rows x ld
   std::int64_t tasks() const { return groups * cut.count() * out_blocks * splits; }
@@ -44,7 +45,8 @@ WeightPlan<C> make_weight_plan(const Dense& d) {
   p.cut = make_cut(d, p.channel_rows);
   p.groups = d.groups;
   p.pixels = d.n * d.axis[0].out * d.axis[1].out * d.axis[2].out;
-  p.lanes = p.channel_rows ? kRows : kCols<C>;
+  p.width = p.channel_rows ? kRows : kCols<C>;
+  p.lanes = p.channel_rows ? ceil_div(d.out_c, ceil_div(d.out_c, kRows)) : kCols<C>;  // tiles of equal height
   p.out_blocks = ceil_div(d.out_c, kOutBlock);
   const std::int64_t wanted = ceil_div(kWantedWeightTasks, p.groups * p.cut.count() * p.out_blocks);
   p.splits = imax(1, imin(wanted, p.pixels / kLeastSplit));
@@ -72,6 +74,7 @@ struct WeightTask {
 template <class S, class C>
 void pack_gout_panel(const Dense& d, std::int64_t group, std::int64_t k0, std::int64_t lanes,
                      std::int64_t width, const Segment* segments, std::int64_t count, C* panel) {
+  constexpr int L = kLanes<C>;
   const S* src = static_cast<const S*>(d.dst) + (group * d.out_c + k0) * d.dst_c;
   const std::int64_t step = d.axis[2].out_stride;
   if (lanes < width) zero(panel, (segments[count - 1].at + segments[count - 1].len) * width);
@@ -80,7 +83,12 @@ void pack_gout_panel(const Dense& d, std::int64_t group, std::int64_t k0, std::i
     const S* at = src + g.n * d.dst_n + g.d * d.axis[0].out_stride + g.h * d.axis[1].out_stride + g.w * step;
     C* out = panel + g.at * width;
     if (d.dst_c == 1) {
-      for (std::int64_t i = 0; i < g.len; ++i) copy_run(out + i * width, at + i * step, lanes);
+      // Whole vectors: what they spill into is the next pixel's, or the next panel's, written later.
+      const S* end = destination_end<S>(d);
+      std::int64_t i = 0;
+      for (; i < g.len && at + i * step + ceil_div(lanes, L) * L <= end; ++i)
+        for (std::int64_t v = 0; v < lanes; v += L) store(out + i * width + v, load(at + i * step + v));
+      for (; i < g.len; ++i) copy_run(out + i * width, at + i * step, lanes);
     } else if (step == 1) {
       transpose_lanes(at, d.dst_c, lanes, g.len, out, width);
     } else {
@@ -90,16 +98,20 @@ void pack_gout_panel(const Dense& d, std::int64_t group, std::int64_t k0, std::i
   }
 }
 
-// Sums of the columns of panel[pixels][width]: four short float sums per lane, joined in double.
+// Sums of the columns of panel[pixels][width]: four short sums per lane, joined in double.
 template <class C>
-void add_bias_sums(const C* panel, std::int64_t pixels, std::int64_t lanes, std::int64_t width,
-                   double* sums) {
-  constexpr int kParts = 4;
-  C part[kParts][kCols<C> > kRows ? kCols<C> : kRows] = {};
-  for (std::int64_t x = 0; x < pixels; ++x)
-    for (std::int64_t o = 0; o < width; ++o) part[x % kParts][o] += panel[x * width + o];
-  for (std::int64_t o = 0; o < lanes; ++o)
-    for (int i = 0; i < kParts; ++i) sums[o] += double(part[i][o]);
+void add_bias_sums(const C* panel, std::int64_t pixels, std::int64_t lanes, std::int64_t width, double* sums) {
+  constexpr int L = kLanes<C>, kParts = 4;
+  for (std::int64_t v = 0; v < lanes; v += L) {
+    vec<C> part[kParts];
+    for (int i = 0; i < kParts; ++i) part[i] = vec<C>{};
+    std::int64_t x = 0;
+    for (; x + kParts <= pixels; x += kParts)
+      for (int i = 0; i < kParts; ++i) part[i] += load(panel + (x + i) * width + v);
+    for (; x < pixels; ++x) part[0] += load(panel + x * width + v);
+    for (std::int64_t o = 0; o < imin(L, lanes - v); ++o)
+      for (int i = 0; i < kParts; ++i) sums[v + o] += double(part[i][o]);
+  }
 }
 
 template <class C>
@@ -117,6 +129,7 @@ void weight_tiles(const WeightTask<C>& t, const Block& b, std::int64_t pixels, s
   tiles.lda = ldp;
   tiles.a_step = plan.channel_rows ? kRows * pixels : kRows * ldp;
   tiles.c_rows = t.lines;
+  const std::int64_t height = plan.channel_rows ? plan.lanes : kRows;
   const auto& fn = plan.channel_rows ? kTiles<C, Form::interleaved>.fn : kTiles<C, Form::by_rows>.fn;
   for (std::int64_t n = 0; n < columns; n += kCols<C>) {
     const std::int64_t vectors = ceil_div(imin(kCols<C>, columns - n), kLanes<C>);
@@ -124,13 +137,13 @@ void weight_tiles(const WeightTask<C>& t, const Block& b, std::int64_t pixels, s
     tiles.b = plan.channel_rows ? t.patches + n : t.gout + n * pixels;
     tiles.ldb = plan.channel_rows ? ldp : kCols<C>;
     tiles.c = part + n;
-    tiles.rows = rows / kRows;
-    if (tiles.rows > 0) fn[kRows][vectors](tiles);
-    if (rows % kRows == 0) continue;
+    tiles.rows = rows / height;
+    if (tiles.rows > 0) fn[height][vectors](tiles);
+    if (rows % height == 0) continue;
     tiles.a += tiles.rows * tiles.a_step;
-    tiles.c += tiles.rows * kRows * plan.ld;
+    tiles.c += tiles.rows * height * plan.ld;
     tiles.rows = 1;
-    fn[rows % kRows][vectors](tiles);
+    fn[rows % height][vectors](tiles);
   }
 }
 
@@ -161,10 +174,10 @@ void run_weight_task(const WeightTask<C>& t) {
     else
       pack_pixel_chunk<S>(t, b, x, pixels, ldp);
     for (std::int64_t k = t.k0; k < t.k1; k += plan.lanes) {
-      C* panel = t.gout + (k - t.k0) * pixels;
+      C* panel = t.gout + (k - t.k0) / plan.lanes * plan.width * pixels;
       const std::int64_t lanes = imin(plan.lanes, t.k1 - k);
-      pack_gout_panel<S, C>(d, t.group, k, lanes, plan.lanes, t.segments, count, panel);
-      if (t.bias_part && t.block == 0) add_bias_sums(panel, pixels, lanes, plan.lanes, t.bias_part + k);
+      pack_gout_panel<S, C>(d, t.group, k, lanes, plan.width, t.segments, count, panel);
+      if (t.bias_part && t.block == 0) add_bias_sums(panel, pixels, lanes, plan.width, t.bias_part + k);
     }
     weight_tiles(t, b, pixels, ldp, x == t.pixel0);
   }
@@ -263,7 +276,7 @@ void by_weight(const Dense& d) {
         imax(plan.depth * odd_lines<C>(kChunk + kSlack<C>), kChunk * odd_lines<C>(plan.depth + kSlack<C>)) +
         kCols<C>;
     const std::int64_t gout =
-        (ceil_div(imin(d.out_c, kOutBlock + plan.lanes), plan.lanes) + 1) * plan.lanes * kChunk;
+        (ceil_div(imin(d.out_c, kOutBlock + plan.lanes), plan.lanes) + 1) * plan.width * kChunk;
     WeightTask<C> t{};
     t.d = &d;
     t.plan = &plan;
