@@ -32,13 +32,12 @@ inline constexpr int kCols = kColVecs * kLanes<C>;
 // What the first chain of a sum is added to: nothing, a bias, or what c holds.
 enum class Start { zero, row_bias, col_bias, add_to_c };
 
-// A sum is made of chains of FMAs; each starts from zero and is added to c when it ends, so that its roundings
-// are relative to its own sum and not to the total. Writing a tile takes 24 cycles (a store holds up both FMA
-// units for one), as much as 4 terms; the error of n terms in chains of l grows as sqrt(l + n / l), so longer
-// sums take longer chains. One chain over the whole sum would have up to 3.8 times torch's error.
-inline std::int64_t chain_limit(std::int64_t terms) {
-  return terms <= 64 ? 64 : terms <= 192 ? 48 : terms <= 512 ? 64 : 80;
-}
+// A sum is made of chains of FMAs; each starts from zero and is added to c when it ends, so that its
+// roundings are relative to its own sum and not to the total. Writing a tile takes 24 cycles (a store holds
+// up both FMA units for one), as much as 4 terms; the error of n terms in chains of l grows as sqrt(l + n /
+// l), so longer sums take longer chains. One chain over the whole sum would have up to 3.8 times torch's
+// error.
+inline std::int64_t chain_limit(std::int64_t terms) { return terms <= 192 ? 48 : terms <= 512 ? 64 : 80; }
 
 // n terms in equal chains of at most `limit`, in turns of the unrolled loop.
 inline std::int64_t piece_length(std::int64_t n, std::int64_t limit) {
@@ -47,22 +46,22 @@ inline std::int64_t piece_length(std::int64_t n, std::int64_t limit) {
 
 enum class Form { interleaved, by_rows, indirect };
 
-// A block of c: `rows` by `columns` tiles. Many tiles in one call: a call per tile costs 90 cycles more, as much
-// as 15 terms.
+// A block of c: `rows` by `columns` tiles. Many tiles in one call: a call per tile costs 90 cycles more, as
+// much as 15 terms.
 template <class C>
 struct TileBlock {
   std::int64_t rows, columns;
   std::int64_t depth;  // length of the sum
   std::int64_t piece;  // piece_length of depth, or of run
   const C* a;
-  std::int64_t lda;            // by rows: from row to row
-  std::int64_t a_step;         // from one tile's rows to the next's
-  const C* const* table;       // indirect: kRows pointers per run, tile after tile
-  std::int64_t runs, run;      // indirect: how many of them per row, and terms per pointer
-  std::int64_t skip;           // indirect: added to each pointer (the channels before a group)
-  std::int64_t joined;         // indirect: runs in a chain
+  std::int64_t lda;        // by rows: from row to row
+  std::int64_t a_step;     // from one tile's rows to the next's
+  const C* const* table;   // indirect: kRows pointers per run, tile after tile
+  std::int64_t runs, run;  // indirect: how many of them per row, and terms per pointer
+  std::int64_t skip;       // indirect: added to each pointer (the channels before a group)
+  std::int64_t joined;     // indirect: runs in a chain
   const C* b;
-  std::int64_t ldb, b_step;    // from term to term; from one tile's columns to the next's
+  std::int64_t ldb, b_step;  // from term to term; from one tile's columns to the next's
   C* c;
   const std::int64_t* c_rows;  // row m of tile row i starts at c + c_rows[i * MR + m]
   std::int64_t c_step;         // from one tile's columns to the next's
@@ -154,10 +153,12 @@ template <class C, int MR, int NV, Form kForm>
 // One tile of rows read where they are. A chain is `joined` runs, or a piece of one.
 template <class C, int MR, int NV>
 [[gnu::noinline]] void indirect_tile(const TileBlock<C>& t, const C* const* table, const C* b, C* c,
-                          const std::int64_t* c_rows, const C* bias) {
-  const std::int64_t ldb = t.ldb, run = t.run, skip = t.skip, piece = t.piece, runs = t.runs, joined = t.joined;
+                                     const std::int64_t* c_rows, const C* bias) {
+  const std::int64_t ldb = t.ldb, run = t.run, skip = t.skip, piece = t.piece, runs = t.runs,
+                     joined = t.joined;
   Start start = t.start;
-  for (std::int64_t r = 0; r < runs; r += joined)
+  std::int64_t r = 0;
+  do {
     for (std::int64_t i = 0; i < run; i += piece) {
       const std::int64_t n = imin(piece, run - i), end = imin(runs, r + joined);
       vec<C> acc[MR][NV];
@@ -172,6 +173,8 @@ template <class C, int MR, int NV>
       fold(acc, c, c_rows, start, bias);
       start = Start::add_to_c;
     }
+    r += joined;
+  } while (r < runs);
 }
 
 template <class C, int MR, int NV, Form kForm>

@@ -5,6 +5,7 @@
 #include "cpu/vec.h"
 #include "cpu/microkernel.h"
 #include "ops/conv/cpu/conv_igemm_pack.h"
+#include "ops/conv/cpu/conv_igemm_pack_channels.h"
 #include "ops/conv/cpu/conv_igemm_pack_weights.h"
 #include "ops/conv/cpu/conv_igemm_plan.h"
 #include "ops/conv/cpu/conv_igemm_kernel.h"

@@ -3,14 +3,16 @@
 // Two orientations of one loop nest; the side that is contiguous in the destination is the vector side of the
 // tile:
 //
-//   pixels across (NCHW):    tile rows = output channels (weights, interleaved), columns = pixels (P[k][pixel])
-//   channels across (NHWC):  tile rows = pixels (P[pixel][k], or the image in place through a table of
+//   pixels across (NCHW):    tile rows = output channels (weights, interleaved), columns = pixels
+//   (P[k][pixel]) channels across (NHWC):  tile rows = pixels (P[pixel][k], or the image in place through a
+//   table of
 //                            pointers), columns = output channels (weights)
 //
 //   pack all weights into panels                                   shared scratch, once per call
 //   for task = (group, channel block, pixel block):                in parallel, by shape alone
 //     for block of the sum (<= 320 deep):
-//       for span of columns (320 x 16 values, which stay in L1):   pixels across: packed here, weights stream from
+//       for span of columns (320 x 16 values, which stay in L1):   pixels across: packed here, weights stream
+//       from
 //         run_tiles over all rows of the task                      L2; adding to what the blocks before left
 //
 // Tiles whose destination cannot be written as whole vectors (16-bit storage, ends of images, strided
@@ -41,9 +43,9 @@ struct Task {
   const Plan<C>* plan;
   const C* weights;
   std::int64_t group0, group1, panel0, panel1, pixel0, pixels;
-  std::int64_t ldp;        // channels across: row length of the patches
-  std::int64_t buffered;   // elements of the buffer per group
-  std::int64_t group;      // the current one
+  std::int64_t ldp;       // channels across: row length of the patches
+  std::int64_t buffered;  // elements of the buffer per group
+  std::int64_t group;     // the current one
   Workspace<C> work;
 };
 
@@ -59,11 +61,11 @@ std::int64_t odd_lines(std::int64_t n) {
   return (ceil_div(round_up_line<C>(n), line) | 1) * line;
 }
 
-// Writes a column of buffered tiles: row m, column n goes to dst + rows[m] + columns[n], or to consecutive columns
-// if that is null.
+// Writes a column of buffered tiles: row m, column n goes to dst + rows[m] + columns[n], or to consecutive
+// columns if that is null.
 template <class C, class D>
-void flush(const C* buffer, D* dst, const std::int64_t* rows, std::int64_t row_count, const std::int64_t* columns,
-           std::int64_t column_count) {
+void flush(const C* buffer, D* dst, const std::int64_t* rows, std::int64_t row_count,
+           const std::int64_t* columns, std::int64_t column_count) {
   for (std::int64_t m = 0; m < row_count; ++m, buffer += kCols<C>) {
     D* to = dst + rows[m];
     std::int64_t n = 0;
@@ -76,7 +78,7 @@ void flush(const C* buffer, D* dst, const std::int64_t* rows, std::int64_t row_c
 // What all tiles of a block of the sum have in common.
 template <class C, Form kForm>
 TileBlock<C> block_tiles(const Task<C>& t, const Block& b, bool first) {
-  const std::int64_t limit = chain_limit(t.plan->terms);
+  const std::int64_t limit = t.plan->chain;
   TileBlock<C> tiles{};
   tiles.columns = 1;
   tiles.depth = b.depth();
@@ -85,7 +87,10 @@ TileBlock<C> block_tiles(const Task<C>& t, const Block& b, bool first) {
   tiles.run = (b.c1 - b.c0) * taps;
   tiles.joined = imax(1, limit / tiles.run);
   tiles.piece = piece_length(kForm == Form::indirect ? tiles.run : tiles.depth, limit);
-  tiles.start = !first ? Start::add_to_c : !t.d->bias ? Start::zero : t.plan->channel_rows ? Start::col_bias : Start::row_bias;
+  tiles.start = !first                 ? Start::add_to_c
+                : !t.d->bias           ? Start::zero
+                : t.plan->channel_rows ? Start::col_bias
+                                       : Start::row_bias;
   return tiles;
 }
 
@@ -120,10 +125,12 @@ void run_pixel_rows(const Task<C>& t, TileBlock<C> tiles, const std::int64_t* ro
 }
 
 // Whether n columns follow each other in the destination (strides are positive: no gaps).
-inline bool consecutive(const std::int64_t* offsets, std::int64_t n) { return offsets[n - 1] - offsets[0] == n - 1; }
+inline bool consecutive(const std::int64_t* offsets, std::int64_t n) {
+  return offsets[n - 1] - offsets[0] == n - 1;
+}
 
-// Pixels from x that can be written as whole vectors, in full columns of tiles or one narrower column; 0 if the
-// next column must be buffered.
+// Pixels from x that can be written as whole vectors, in full columns of tiles or one narrower column; 0 if
+// the next column must be buffered.
 template <class C, class D>
 std::int64_t direct_pixels(const std::int64_t* offsets, std::int64_t n) {
   if constexpr (!std::is_same_v<C, D>) return 0;
@@ -135,7 +142,8 @@ std::int64_t direct_pixels(const std::int64_t* offsets, std::int64_t n) {
 
 // The pixels [x, x + n) of one direct stretch or one buffered column of tiles, all channels of the task.
 template <class C, class D>
-void pixel_columns(const Task<C>& t, TileBlock<C> tiles, std::int64_t x, std::int64_t n, bool direct, bool last) {
+void pixel_columns(const Task<C>& t, TileBlock<C> tiles, std::int64_t x, std::int64_t n, bool direct,
+                   bool last) {
   const Dense& d = *t.d;
   const std::int64_t k0 = t.plan->first_channel(t.panel0, d.out_c);
   const std::int64_t channels = t.plan->first_channel(t.panel1, d.out_c) - k0;
@@ -166,7 +174,8 @@ void bring_span(const Task<C>& t, const Block& b, std::int64_t x, std::int64_t e
 }
 
 template <class C, class D>
-void pixels_across(const Task<C>& t, const Block& b, const C* weights, std::int64_t begin, std::int64_t end, bool first, bool last) {
+void pixels_across(const Task<C>& t, const Block& b, const C* weights, std::int64_t begin, std::int64_t end,
+                   bool first, bool last) {
   const Dense& d = *t.d;
   const C* bias = static_cast<const C*>(d.bias);
   const std::int64_t k0 = t.plan->first_channel(t.panel0, d.out_c), span = t.plan->span;
@@ -230,7 +239,8 @@ const C* block_weights(const Task<C>& t, const Block& b) {
   return t.weights + t.group * t.plan->weights + b.start * t.plan->panels * t.plan->panel;
 }
 
-// Weights that fit L2 are gone through for every span, so that what is written stays in L1; others block by block.
+// Weights that fit L2 are gone through for every span, so that what is written stays in L1; others block by
+// block.
 template <class C, class D>
 void run_pixels_across(Task<C>& t) {
   const Plan<C>& plan = *t.plan;

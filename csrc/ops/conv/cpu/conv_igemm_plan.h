@@ -17,15 +17,16 @@ struct Plan {
   bool indirect;   // they are read through a table of pointers,
   bool joined;     // one per row of the window
   Cut cut;
-  std::int64_t terms;                // of a whole sum
-  std::int64_t span;                 // pixels across: packed at a time
+  std::int64_t chain;  // limit of a chain of FMAs
+  std::int64_t span;   // pixels across: packed at a time
   std::int64_t pixels, pixel_blocks, channel_blocks;
   std::int64_t panel;               // output channels per weight panel
   std::int64_t panels;              // of a group
   std::int64_t weights;             // packed elements of a group
   std::int64_t groups, group_span;  // in all; of one task
   std::int64_t group_blocks() const { return ceil_div(groups, group_span); }
-  // A block of weights that every tile of rows may stream; else a panel of it serves all rows before the next.
+  // A block of weights that every tile of rows may stream; else a panel of it serves all rows before the
+  // next.
   bool weights_in_l2(const Block& b) const {
     return b.depth() * panels * panel * std::int64_t(sizeof(C)) <= kWeightBytes;
   }
@@ -48,12 +49,12 @@ inline constexpr std::int64_t kPixelBlock =
 inline constexpr std::int64_t kLeastChannels = 64;  // a channel block packs the patches again: not below this
 inline constexpr std::int64_t kLeastIndirect = 8;   // shorter runs of channels are packed
 
-inline constexpr std::int64_t kMostJoined = 16;     // channels, below which window rows are joined
+inline constexpr std::int64_t kMostJoined = 16;  // channels, below which window rows are joined
 
 inline constexpr std::int64_t kGroupSpan = 8;  // groups that share one table of pointers
 
-// Pixels packed at a time, so that they stay in L1: the more, the longer the rows that are written in turn, and
-// the fewer lists of runs.
+// Pixels packed at a time, so that they stay in L1: the more, the longer the rows that are written in turn,
+// and the fewer lists of runs.
 template <class C>
 std::int64_t pixel_span(const Dense& d, const Cut& cut) {
   const std::int64_t depth = ceil_div(cut.taps, cut.tap_blocks) * ceil_div(cut.channels, cut.channel_blocks);
@@ -64,14 +65,23 @@ std::int64_t pixel_span(const Dense& d, const Cut& cut) {
 // A 1x1, stride-1 problem whose pixels lie at one distance, across images too.
 inline bool rows_follow(const Dense& d, const Cut& cut) {
   const Axis& w = d.axis[2];
-  return cut.taps == 1 && w.step == 1 && w.offset == 0 && w.out == w.source && d.axis[0].out * d.axis[1].out == 1 &&
-         d.axis[0].offset == 0 && d.axis[1].offset == 0 && (d.n == 1 || d.src_n == w.out * w.source_stride);
+  return cut.taps == 1 && w.step == 1 && w.offset == 0 && w.out == w.source &&
+         d.axis[0].out * d.axis[1].out == 1 && d.axis[0].offset == 0 && d.axis[1].offset == 0 &&
+         (d.n == 1 || d.src_n == w.out * w.source_stride);
 }
 
 // Few channels: a row of the window, all of its taps and channels, is one stretch of memory.
 inline bool window_rows_join(const Dense& d, const Cut& cut) {
   const Axis& w = d.axis[2];
-  return cut.count() == 1 && d.red_c < kMostJoined && w.taps > 1 && w.offset_step == 1 && w.source_stride == d.red_c;
+  return cut.count() == 1 && d.red_c < kMostJoined && w.taps > 1 && w.offset_step == 1 &&
+         w.source_stride == d.red_c;
+}
+
+// The sums of a window can be made in two levels, channels then taps, and torch's small ones are: those of a
+// single tap cannot, and may be as long as a common number of channels.
+inline std::int64_t chain(const Cut& cut) {
+  const std::int64_t limit = chain_limit(cut.taps * cut.channels);
+  return cut.taps == 1 ? imax(64, limit) : limit;
 }
 
 template <class C>
@@ -90,7 +100,7 @@ Plan<C> make_plan(const Dense& d, bool same_type) {
   p.in_place = readable && rows_follow(d, p.cut);
   p.joined = readable && !p.in_place && window_rows_join(d, p.cut);
   p.indirect = readable && !p.in_place && (p.joined || d.red_c / p.cut.channel_blocks >= kLeastIndirect);
-  p.terms = p.cut.taps * p.cut.channels;
+  p.chain = chain(p.cut);
   p.span = p.channel_rows ? 0 : pixel_span<C>(d, p.cut);
   p.group_span = p.indirect ? imin(p.groups, kGroupSpan) : 1;
   // Few pixels: cut channels too, so that each thread has two tasks. An element's sum is the same in any cut.

@@ -100,7 +100,8 @@ void pack_gout_panel(const Dense& d, std::int64_t group, std::int64_t k0, std::i
 
 // Sums of the columns of panel[pixels][width]: four short sums per lane, joined in double.
 template <class C>
-void add_bias_sums(const C* panel, std::int64_t pixels, std::int64_t lanes, std::int64_t width, double* sums) {
+void add_bias_sums(const C* panel, std::int64_t pixels, std::int64_t lanes, std::int64_t width,
+                   double* sums) {
   constexpr int L = kLanes<C>, kParts = 4;
   for (std::int64_t v = 0; v < lanes; v += L) {
     vec<C> part[kParts];
@@ -281,10 +282,9 @@ void by_weight(const Dense& d) {
     t.d = &d;
     t.plan = &plan;
     const std::int64_t taps = ceil_div(plan.cut.taps, plan.cut.tap_blocks);
-    t.patches = static_cast<C*>(scratch_bytes(Slot::local, (patches + gout + 64) * sizeof(C) +
-                                                               (kChunk + 1) * sizeof(Segment) +
-                                                               3 * taps * kMaxSegments * sizeof(Run) +
-                                                               plan.rows * sizeof(std::int64_t)));
+    t.patches = static_cast<C*>(scratch_bytes(
+        Slot::local, (patches + gout + 64) * sizeof(C) + (kChunk + 1) * sizeof(Segment) +
+                         3 * taps * kMaxSegments * sizeof(Run) + plan.rows * sizeof(std::int64_t)));
     t.gout = t.patches + patches;
     t.segments = reinterpret_cast<Segment*>(t.gout + ceil_div(gout, 16) * 16);
     t.lines = reinterpret_cast<std::int64_t*>(t.segments + kChunk + 1);
