@@ -14,6 +14,8 @@
 //                                              per filter tap, read where they are (padding points to zeros,
 //                                              or null in m = 0 where all rows are padding)
 //
+//   windowed     a interleaved, row k of b at b + b_rows[k]   the rows of a padded image, shifted by each tap
+//
 // Include after cpu/vec.h.
 #pragma once
 
@@ -44,7 +46,7 @@ inline std::int64_t piece_length(std::int64_t n, std::int64_t limit) {
   return n <= limit ? n : ceil_div(ceil_div(n, ceil_div(n, limit)), 4) * 4;
 }
 
-enum class Form { interleaved, by_rows, indirect };
+enum class Form { interleaved, by_rows, indirect, windowed };
 
 // A block of c: `rows` by `columns` tiles. Many tiles in one call: a call per tile costs 90 cycles more, as
 // much as 15 terms.
@@ -61,7 +63,8 @@ struct TileBlock {
   std::int64_t skip;       // indirect: added to each pointer (the channels before a group)
   std::int64_t joined;     // indirect: runs in a chain
   const C* b;
-  std::int64_t ldb, b_step;  // from term to term; from one tile's columns to the next's
+  std::int64_t ldb, b_step;    // from term to term; from one tile's columns to the next's
+  const std::int64_t* b_rows;  // windowed: of each term
   C* c;
   const std::int64_t* c_rows;  // row m of tile row i starts at c + c_rows[i * MR + m]
   std::int64_t c_step;         // from one tile's columns to the next's
@@ -101,6 +104,23 @@ inline void accumulate(vec<C> (&acc)[MR][NV], std::int64_t depth, const C* a, co
   }
 }
 
+// The same with row k of b at b + b_rows[k].
+template <class C, int MR, int NV>
+inline void accumulate(vec<C> (&acc)[MR][NV], std::int64_t depth, const C* a, const C* b,
+                       const std::int64_t* b_rows) {
+#pragma GCC unroll 4
+  for (std::int64_t k = 0; k < depth; ++k) {
+    const C* row = b + b_rows[k];
+    vec<C> col[NV];
+    for (int v = 0; v < NV; ++v) col[v] = load(row + v * kLanes<C>);
+    for (int m = 0; m < MR; ++m) {
+      const vec<C> x = splat<C>(a[m]);
+      for (int v = 0; v < NV; ++v) acc[m][v] += x * col[v];
+    }
+    a += kRows;
+  }
+}
+
 // The end of a chain: c = acc + what the chain is added to.
 template <class C, int MR, int NV>
 inline void fold(vec<C> (&acc)[MR][NV], C* c, const std::int64_t* c_rows, Start start, const C* bias) {
@@ -137,6 +157,8 @@ template <class C, int MR, int NV, Form kForm>
     clear<C>(acc);
     if constexpr (kForm == Form::interleaved) {
       accumulate(acc, n, tile_a + k * kRows, b, ldb);
+    } else if constexpr (kForm == Form::windowed) {
+      accumulate(acc, n, tile_a + k * kRows, b, t.b_rows + k);
     } else {
       const C* a[MR];
       for (int m = 0; m < MR; ++m) a[m] = tile_a + m * t.lda + k;
@@ -145,7 +167,7 @@ template <class C, int MR, int NV, Form kForm>
     fold(acc, c, c_rows, start, bias);
     k += n;
     if (k >= t.depth) return;
-    b += n * ldb;
+    if constexpr (kForm != Form::windowed) b += n * ldb;
     start = Start::add_to_c;
   }
 }

@@ -8,6 +8,10 @@
 #include "ops/conv/cpu/conv_igemm_pack_channels.h"
 #include "ops/conv/cpu/conv_igemm_pack_weights.h"
 #include "ops/conv/cpu/conv_igemm_plan.h"
+#include "ops/conv/cpu/conv_igemm_window.h"
+#include "ops/conv/cpu/conv_igemm_task.h"
+#include "ops/conv/cpu/conv_igemm_pixels.h"
+#include "ops/conv/cpu/conv_igemm_channels.h"
 #include "ops/conv/cpu/conv_igemm_kernel.h"
 #include "ops/conv/cpu/conv_igemm_weight.h"
 

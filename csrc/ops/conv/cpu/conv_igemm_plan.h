@@ -16,13 +16,15 @@ struct Plan {
   bool in_place;   // rows of channels follow each other in the source
   bool indirect;   // they are read through a table of pointers,
   bool joined;     // one per row of the window
+  bool windowed;   // pixels across: rows of a padded copy, shifted by each tap, in place of patches
   Cut cut;
   std::int64_t chain;  // limit of a chain of FMAs
   std::int64_t span;   // pixels across: packed at a time
   std::int64_t pixels, pixel_blocks, channel_blocks;
-  std::int64_t panel;               // output channels per weight panel
-  std::int64_t panels;              // of a group
-  std::int64_t weights;             // packed elements of a group
+  std::int64_t plane, unit;  // windowed: tasks are `unit` pixels of a plane, whole rows or a piece of one
+  std::int64_t panel;        // output channels per weight panel
+  std::int64_t panels;       // of a group
+  std::int64_t weights;      // packed elements of a group
   std::int64_t groups, group_span;  // in all; of one task
   std::int64_t group_blocks() const { return ceil_div(groups, group_span); }
   // A block of weights that every tile of rows may stream; else a panel of it serves all rows before the
@@ -39,6 +41,10 @@ struct Plan {
     return channel_rows ? imin(channels, i * panel) : i * (channels / panels) + imin(i, channels % panels);
   }
   std::int64_t first_pixel(std::int64_t i) const {
+    if (windowed) {
+      const std::int64_t of_plane = ceil_div(plane, this->unit);
+      return i / of_plane * plane + imin(plane, i % of_plane * this->unit);
+    }
     const std::int64_t unit = channel_rows ? kRows : span;
     return imin(pixels, ceil_div(pixels, pixel_blocks * unit) * unit * i);
   }
@@ -77,6 +83,32 @@ inline bool window_rows_join(const Dense& d, const Cut& cut) {
          w.source_stride == d.red_c;
 }
 
+// Whether rows of a padded copy beat packed patches. They need no packing (about 10 cycles per term and panel
+// of pixels, shared by out_c / kRows tiles of kRows cycles), but each row of outputs ends in a tile that is
+// not full.
+template <class C>
+bool window_beats_patches(const Dense& d, const Cut& cut) {
+  const Axis& w = d.axis[2];
+  if (w.taps < 2 || w.step != 1 || w.source_stride != 1 || w.out_stride != 1 || cut.tap_blocks > 1)
+    return false;
+  const std::int64_t rest = w.out % kCols<C>;
+  const std::int64_t columns = w.out / kCols<C> * kCols<C> + (rest > kLanes<C> ? kCols<C>
+                                                              : rest > 0       ? kLanes<C> * 5 / 4
+                                                                               : 0);
+  return columns * d.out_c < w.out * (d.out_c + 10);
+}
+
+// Tasks of whole rows of one plane, as many as make about kPixelBlock pixels; long rows are cut.
+template <class C>
+void cut_planes(const Dense& d, Plan<C>& p) {
+  const std::int64_t width = d.axis[2].out, height = d.axis[1].out;
+  const bool pieces = width > 2 * kPixelBlock;
+  const std::int64_t lines = pieces ? 1 : imin(height, ceil_div(kPixelBlock, width));
+  p.plane = pieces ? width : width * height;
+  p.unit = pieces ? kPixelBlock : ceil_div(height, ceil_div(height, lines)) * width;
+  p.pixel_blocks = d.n * d.axis[0].out * (pieces ? height : 1) * ceil_div(p.plane, p.unit);
+}
+
 // The sums of a window can be made in two levels, channels then taps, and torch's small ones are: those of a
 // single tap cannot, and may be as long as a common number of channels.
 inline std::int64_t chain(const Cut& cut) {
@@ -101,6 +133,8 @@ Plan<C> make_plan(const Dense& d, bool same_type) {
   p.joined = readable && !p.in_place && window_rows_join(d, p.cut);
   p.indirect = readable && !p.in_place && (p.joined || d.red_c / p.cut.channel_blocks >= kLeastIndirect);
   p.chain = chain(p.cut);
+  p.windowed = !p.channel_rows && p.pixels > 0 && window_beats_patches<C>(d, p.cut);
+  if (p.windowed) cut_planes(d, p);
   p.span = p.channel_rows ? 0 : pixel_span<C>(d, p.cut);
   p.group_span = p.indirect ? imin(p.groups, kGroupSpan) : 1;
   // Few pixels: cut channels too, so that each thread has two tasks. An element's sum is the same in any cut.

@@ -1,0 +1,86 @@
+// Implicit GEMM, channels across (NHWC): tile rows are pixels, columns are output channels; the rows are read
+// in place, through a table of pointers, or packed.
+//
+// Include after conv_igemm_task.h.
+#pragma once
+
+namespace convnorm::conv {
+namespace {
+
+template <class C, Form kForm>
+void run_pixel_rows(const Task<C>& t, TileBlock<C> tiles, const std::int64_t* rows, std::int64_t vectors) {
+  const std::int64_t full = t.pixels / kRows, rest = t.pixels % kRows;
+  tiles.rows = full;
+  tiles.c_rows = rows;
+  if (full > 0) kTiles<C, kForm>.fn[kRows][vectors](tiles);
+  if (rest == 0) return;
+  tiles.rows = 1;
+  tiles.c_rows += full * kRows;
+  tiles.a += full * tiles.a_step;
+  tiles.table += full * kRows * tiles.runs;
+  kTiles<C, kForm>.fn[rest][vectors](tiles);
+}
+
+// The first pixel of the task, in the source.
+template <class C>
+const C* rows_in_place(const Task<C>& t, const Block& b) {
+  const Dense& d = *t.d;
+  return static_cast<const C*>(d.src) + t.group * d.red_c + b.c0 + t.pixel0 * d.axis[2].source_stride;
+}
+
+template <class C, class D, Form kForm>
+void channels_across(const Task<C>& t, const Block& b, const C* weights, bool first, bool last) {
+  const Dense& d = *t.d;
+  const C* bias = static_cast<const C*>(d.bias);
+  TileBlock<C> tiles = block_tiles<C, kForm>(t, b, first);
+  tiles.a = t.plan->in_place ? rows_in_place<C>(t, b) : t.work.patches;
+  tiles.lda = t.plan->in_place ? d.axis[2].source_stride : t.ldp;
+  tiles.a_step = kRows * tiles.lda;
+  tiles.table = t.work.table;
+  tiles.skip = (t.group - t.group0) * d.red_c;
+  tiles.ldb = tiles.c_step = kCols<C>;
+  tiles.b_step = kCols<C> * b.depth();
+  C* buffer = t.work.tiles + (t.group - t.group0) * t.buffered;
+  for (std::int64_t i = t.panel0; i < t.panel1;) {
+    const std::int64_t k0 = t.plan->first_channel(i, d.out_c), channels = d.out_c - k0;
+    const std::int64_t lanes = imin(kCols<C>, channels), full = imin(t.panel1 - i, channels / kCols<C>);
+    const bool direct = std::is_same_v<C, D> && lanes % kLanes<C> == 0;
+    D* dst = static_cast<D*>(d.dst) + t.group * d.out_c + k0;
+    tiles.columns = direct && full > 1 && t.plan->weights_in_l2(b) ? full : 1;
+    tiles.b = weights + i * kCols<C> * b.depth();
+    if (bias) tiles.bias = bias + t.group * round_up_line<C>(d.out_c) + k0;
+    tiles.c = direct ? reinterpret_cast<C*>(dst) : buffer;
+    run_pixel_rows<C, kForm>(t, tiles, direct ? t.work.offsets : t.work.lines, ceil_div(lanes, kLanes<C>));
+    if (last && !direct) flush(buffer, dst, t.work.offsets, t.pixels, nullptr, lanes);
+    i += tiles.columns;
+    buffer += tiles.columns * t.pixels * kCols<C>;
+  }
+}
+
+template <class C, class D>
+void run_channels_across(Task<C>& t) {
+  const Dense& d = *t.d;
+  const Plan<C>& plan = *t.plan;
+  const std::int64_t blocks = plan.cut.count();
+  for (std::int64_t i = 0; i < blocks; ++i) {
+    const Block b = plan.cut.block(i);
+    const bool first = i == 0, last = i + 1 == blocks;
+    if constexpr (std::is_same_v<C, D>)
+      if (plan.indirect)
+        point_channel_rows<C>(d, t.group0, b, t.work.segments, t.work.segment_count,
+                              {t.work.table, t.work.zeros, t.work.copies, plan.joined});
+    for (t.group = t.group0; t.group < t.group1; ++t.group) {
+      const C* weights = block_weights(t, b);
+      if (plan.indirect) {
+        channels_across<C, D, Form::indirect>(t, b, weights, first, last);
+        continue;
+      }
+      if (!plan.in_place)
+        pack_channel_rows<D, C>(d, t.group, b, t.work.segments, t.work.segment_count, t.work.patches, t.ldp);
+      channels_across<C, D, Form::by_rows>(t, b, weights, first, last);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace convnorm::conv

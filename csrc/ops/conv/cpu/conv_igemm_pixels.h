@@ -1,0 +1,160 @@
+// Implicit GEMM, pixels across (NCHW): tile rows are output channels, columns are pixels, from packed patches
+// or from the rows of a padded copy (conv_igemm_window.h).
+//
+// Include after conv_igemm_task.h.
+#pragma once
+
+namespace convnorm::conv {
+namespace {
+
+// All rows of the task, as tiles of equal height: `rows` tells where they lie in c.
+template <class C, Form kForm>
+void run_channel_rows(const Task<C>& t, TileBlock<C> tiles, const std::int64_t* rows, std::int64_t vectors) {
+  const Plan<C>& plan = *t.plan;
+  const std::int64_t taller = imin(t.panel1, imax(t.panel0, t.d->out_c % plan.panels));
+  const std::int64_t height = t.d->out_c / plan.panels;
+  tiles.rows = taller - t.panel0;
+  tiles.c_rows = rows;
+  if (tiles.rows > 0) kTiles<C, kForm>.fn[height + 1][vectors](tiles);
+  tiles.c_rows += tiles.rows * (height + 1);
+  tiles.bias += tiles.rows * (height + 1);
+  tiles.a += tiles.rows * tiles.a_step;
+  tiles.rows = t.panel1 - taller;
+  if (tiles.rows > 0) kTiles<C, kForm>.fn[height][vectors](tiles);
+}
+
+template <class C>
+std::int64_t task_channels(const Task<C>& t) {
+  return t.plan->first_channel(t.panel1, t.d->out_c) - t.plan->first_channel(t.panel0, t.d->out_c);
+}
+
+// What all tiles of a block have in common when their rows are channels.
+template <class C, Form kForm>
+TileBlock<C> channel_tiles(const Task<C>& t, const Block& b, const C* weights, bool first) {
+  const Dense& d = *t.d;
+  TileBlock<C> tiles = block_tiles<C, kForm>(t, b, first);
+  tiles.a = weights + t.panel0 * kRows * b.depth();
+  tiles.a_step = kRows * b.depth();
+  tiles.b_step = tiles.c_step = kCols<C>;
+  if (d.bias)
+    tiles.bias = static_cast<const C*>(d.bias) + t.group * d.out_c + t.plan->first_channel(t.panel0, d.out_c);
+  return tiles;
+}
+
+// Whether n columns follow each other in the destination (strides are positive: no gaps).
+inline bool consecutive(const std::int64_t* offsets, std::int64_t n) {
+  return offsets[n - 1] - offsets[0] == n - 1;
+}
+
+// Pixels from x that can be written as whole vectors, in full columns of tiles or one narrower column; 0 if
+// the next column must be buffered.
+template <class C, class D>
+std::int64_t direct_pixels(const std::int64_t* offsets, std::int64_t n) {
+  if constexpr (!std::is_same_v<C, D>) return 0;
+  std::int64_t full = 0;
+  while (full + kCols<C> <= n && consecutive(offsets, full + kCols<C>)) full += kCols<C>;
+  if (full > 0) return full;
+  return n < kCols<C> && n % kLanes<C> == 0 && consecutive(offsets, n) ? n : 0;
+}
+
+// The pixels [x, x + n) of one direct stretch, or of one column of tiles in a buffer, all channels of the
+// task.
+template <class C, class D, Form kForm>
+void pixel_columns(const Task<C>& t, TileBlock<C> tiles, std::int64_t x, std::int64_t n, C* buffer,
+                   bool last) {
+  const Dense& d = *t.d;
+  const std::int64_t k0 = t.plan->first_channel(t.panel0, d.out_c), channels = task_channels(t);
+  const std::int64_t* offsets = t.work.offsets + x;
+  D* dst = static_cast<D*>(d.dst) + (t.group * d.out_c + k0) * d.dst_c + offsets[0];
+  const std::int64_t vectors = ceil_div(imin(n, kCols<C>), kLanes<C>);
+  if (!buffer) {
+    tiles.columns = ceil_div(n, kCols<C>);
+    tiles.c = reinterpret_cast<C*>(dst);
+    return run_channel_rows<C, kForm>(t, tiles, t.work.channels, vectors);
+  }
+  tiles.c = buffer;
+  run_channel_rows<C, kForm>(t, tiles, t.work.lines, vectors);
+  if (!last) return;
+  std::int64_t relative[kCols<C>];
+  for (std::int64_t i = 0; i < n; ++i) relative[i] = offsets[i] - offsets[0];
+  flush(tiles.c, dst, t.work.channels, channels, consecutive(offsets, n) ? nullptr : relative, n);
+}
+
+// Packs the patches of the pixels [x, end) of the task.
+template <class C, class D>
+void bring_span(const Task<C>& t, const Block& b, std::int64_t x, std::int64_t end) {
+  const Dense& d = *t.d;
+  Segment segments[kMaxSegments];
+  const std::int64_t count = make_segments(d, t.pixel0 + x, t.pixel0 + end, segments);
+  const std::int64_t runs = list_runs(d, b, segments, count, t.plan->span, t.work.runs);
+  pack_pixel_panel<D, C>(d, t.group, b, t.work.runs, runs, t.work.patches, t.plan->span);
+}
+
+template <class C, class D>
+void pixels_across(const Task<C>& t, const Block& b, const C* weights, std::int64_t begin, std::int64_t end,
+                   bool first, bool last) {
+  const std::int64_t span = t.plan->span, channels = task_channels(t);
+  TileBlock<C> tiles = channel_tiles<C, Form::interleaved>(t, b, weights, first);
+  tiles.ldb = span;
+  for (std::int64_t x0 = begin; x0 < end; x0 += span) {
+    const std::int64_t x1 = imin(end, x0 + span);
+    bring_span<C, D>(t, b, x0, x1);
+    for (std::int64_t x = x0; x < x1;) {
+      const std::int64_t direct = direct_pixels<C, D>(t.work.offsets + x, x1 - x);
+      const std::int64_t n = direct > 0 ? direct : imin(kCols<C>, x1 - x);
+      tiles.b = t.work.patches + (x - x0);
+      C* buffer = direct > 0 ? nullptr : t.work.tiles + x * channels;
+      pixel_columns<C, D, Form::interleaved>(t, tiles, x, n, buffer, last);
+      x += n;
+    }
+  }
+}
+
+// All pixels of a task whose rows are read from a padded copy, a row of outputs at a time.
+template <class C, class D>
+void windows_across(const Task<C>& t, const Block& b, const C* weights, bool first, bool last) {
+  const Dense& d = *t.d;
+  const Segment& at = t.work.segments[0];
+  const std::int64_t width = at.len, lines = t.pixels / width, channels = task_channels(t);
+  const WindowShape shape = window_shape(d, lines, width);
+  window_rows(d, b, shape, t.work.window);
+  copy_window<D>(d, t.group, b, shape, at, t.work.patches);
+  TileBlock<C> tiles = channel_tiles<C, Form::windowed>(t, b, weights, first);
+  tiles.b_rows = t.work.window;
+  const std::int64_t whole = std::is_same_v<C, D> ? width / kCols<C> * kCols<C> : 0;
+  C* buffer = t.work.tiles;
+  for (std::int64_t y = 0; y < lines; ++y) {
+    const C* row = t.work.patches + y * d.axis[1].step * shape.pitch;
+    tiles.b = row;
+    if (whole > 0) pixel_columns<C, D, Form::windowed>(t, tiles, y * width, whole, nullptr, last);
+    for (std::int64_t x = whole; x < width; x += kCols<C>, buffer += kCols<C> * channels) {
+      const std::int64_t n = imin(kCols<C>, width - x);
+      tiles.b = row + x;
+      const bool direct = std::is_same_v<C, D> && n % kLanes<C> == 0;
+      pixel_columns<C, D, Form::windowed>(t, tiles, y * width + x, n, direct ? nullptr : buffer, last);
+    }
+  }
+}
+
+// Weights that fit L2 are gone through for every span, so that what is written stays in L1; others block by
+// block.
+template <class C, class D>
+void run_pixels_across(Task<C>& t) {
+  const Plan<C>& plan = *t.plan;
+  const bool by_span = plan.weights_in_l2() && !plan.windowed;
+  const std::int64_t blocks = plan.cut.count(), step = by_span ? plan.span : t.pixels;
+  for (t.group = t.group0; t.group < t.group1; ++t.group)
+    for (std::int64_t x = 0; x < t.pixels; x += step)
+      for (std::int64_t i = 0; i < blocks; ++i) {
+        const Block b = plan.cut.block(i);
+        const C* weights = block_weights(t, b);
+        const bool first = i == 0, last = i + 1 == blocks;
+        if (plan.windowed)
+          windows_across<C, D>(t, b, weights, first, last);
+        else
+          pixels_across<C, D>(t, b, weights, x, imin(t.pixels, x + step), first, last);
+      }
+}
+
+}  // namespace
+}  // namespace convnorm::conv

@@ -1,0 +1,89 @@
+// One task of the implicit GEMM: its share of the problem, its scratch, and what both orientations do with
+// them.
+//
+// Include after conv_igemm_plan.h.
+#pragma once
+
+namespace convnorm::conv {
+namespace {
+
+// Scratch of a worker, carved from one allocation.
+template <class C>
+struct Workspace {
+  C* patches;
+  const C** table;  // indirect: in place of patches
+  C *zeros, *copies;
+  C* tiles;                // the buffered ones: a column of tiles after the other
+  std::int64_t* offsets;   // of each pixel of the task in the destination
+  std::int64_t* channels;  // of each channel of the task, from the first
+  std::int64_t* window;    // windowed: of each term in the copy
+  std::int64_t* lines;     // of the rows of the buffer: multiples of kCols
+  Run* runs;
+  Segment* segments;
+  std::int64_t segment_count;
+};
+
+template <class C>
+struct Task {
+  const Dense* d;
+  const Plan<C>* plan;
+  const C* weights;
+  std::int64_t group0, group1, panel0, panel1, pixel0, pixels;
+  std::int64_t ldp;       // channels across: row length of the patches
+  std::int64_t buffered;  // elements of the buffer per group
+  std::int64_t group;     // the current one
+  Workspace<C> work;
+};
+
+template <class C>
+std::int64_t round_up_line(std::int64_t n) {
+  return ceil_div(n, kCols<C>) * kCols<C>;
+}
+
+// A row length of an odd number of cache lines: a column that is read row by row spreads over all sets of L1.
+template <class C>
+std::int64_t odd_lines(std::int64_t n) {
+  constexpr std::int64_t line = 64 / sizeof(C);
+  return (ceil_div(round_up_line<C>(n), line) | 1) * line;
+}
+
+// Writes a column of buffered tiles: row m, column n goes to dst + rows[m] + columns[n], or to consecutive
+// columns if that is null.
+template <class C, class D>
+void flush(const C* buffer, D* dst, const std::int64_t* rows, std::int64_t row_count,
+           const std::int64_t* columns, std::int64_t column_count) {
+  for (std::int64_t m = 0; m < row_count; ++m, buffer += kCols<C>) {
+    D* to = dst + rows[m];
+    std::int64_t n = 0;
+    if (!columns)
+      for (; n + kLanes<C> <= column_count; n += kLanes<C>) store(to + n, load(buffer + n));
+    for (; n < column_count; ++n) store1(to + (columns ? columns[n] : n), buffer[n]);
+  }
+}
+
+// What all tiles of a block of the sum have in common.
+template <class C, Form kForm>
+TileBlock<C> block_tiles(const Task<C>& t, const Block& b, bool first) {
+  const std::int64_t limit = t.plan->chain;
+  TileBlock<C> tiles{};
+  tiles.columns = 1;
+  tiles.depth = b.depth();
+  const std::int64_t taps = t.plan->joined ? t.d->axis[2].taps : 1;
+  tiles.runs = (b.tap1 - b.tap0) / taps;
+  tiles.run = (b.c1 - b.c0) * taps;
+  tiles.joined = imax(1, limit / tiles.run);
+  tiles.piece = piece_length(kForm == Form::indirect ? tiles.run : tiles.depth, limit);
+  tiles.start = !first                 ? Start::add_to_c
+                : !t.d->bias           ? Start::zero
+                : t.plan->channel_rows ? Start::col_bias
+                                       : Start::row_bias;
+  return tiles;
+}
+
+template <class C>
+const C* block_weights(const Task<C>& t, const Block& b) {
+  return t.weights + t.group * t.plan->weights + b.start * t.plan->panels * t.plan->panel;
+}
+
+}  // namespace
+}  // namespace convnorm::conv
