@@ -57,7 +57,7 @@ struct Arena {
 template <class C>
 Workspace<C> carve(Arena& arena, const Dense& d, const Plan<C>& plan, std::int64_t pixels,
                    std::int64_t depth) {
-  const std::int64_t taps = ceil_div(plan.cut.taps, plan.cut.tap_blocks);
+  const std::int64_t taps = plan.cut.most_taps();
   const std::int64_t rows = ceil_div(pixels, kRows) * kRows;
   const std::int64_t channels = ceil_div(plan.panels, plan.channel_blocks) * kRows;
   Workspace<C> w{};
@@ -127,8 +127,7 @@ void gemm(const Dense& problem) {
   C* weights = static_cast<C*>(scratch_bytes(Slot::shared, packed * sizeof(C)));
   d.bias = const_cast<C*>(pack_weights<C, D>(d, plan, weights));
   const std::int64_t block_pixels = plan.first_pixel(1);
-  const std::int64_t depth = imax(1, ceil_div(plan.cut.taps, plan.cut.tap_blocks)) *
-                             ceil_div(plan.cut.channels, plan.cut.channel_blocks);
+  const std::int64_t depth = imax(1, plan.cut.most_taps()) * plan.cut.most_channels();
   parallel_for(plan.tasks(), 1, [&](std::int64_t begin, std::int64_t end) {
     Task<C> t{};
     t.d = &d;

@@ -24,11 +24,16 @@ struct Block {
 inline constexpr std::int64_t kMaxDepth = 320;
 
 struct Cut {
-  std::int64_t taps, channels, tap_blocks, channel_blocks;
+  std::int64_t taps, channels, row;  // taps are cut in multiples of `row`
+  std::int64_t tap_blocks, channel_blocks;
   std::int64_t count() const { return tap_blocks * channel_blocks; }
+  std::int64_t first_tap(std::int64_t i) const { return i * (taps / row) / tap_blocks * row; }
+  std::int64_t most_taps() const { return ceil_div(taps / row, tap_blocks) * row; }
+  std::int64_t most_channels() const { return ceil_div(channels, channel_blocks); }
+  std::int64_t depth() const { return most_taps() * most_channels(); }  // of the longest block
   Block block(std::int64_t i) const {
     const std::int64_t t = i / channel_blocks, c = i % channel_blocks;
-    Block b{t * taps / tap_blocks, (t + 1) * taps / tap_blocks, c * channels / channel_blocks,
+    Block b{first_tap(t), first_tap(t + 1), c * channels / channel_blocks,
             (c + 1) * channels / channel_blocks, 0};
     b.start = b.tap0 * channels + (b.tap1 - b.tap0) * b.c0;
     return b;
@@ -42,14 +47,15 @@ inline std::int64_t tap_count(const Dense& d) { return d.axis[0].taps * d.axis[1
 // can be copied in one go.
 inline constexpr std::int64_t kSingleTapDepth = 64;
 
-inline Cut make_cut(const Dense& d, bool channel_rows) {
-  Cut cut{tap_count(d), d.red_c, 1, 1};
+inline Cut make_cut(const Dense& d, bool channel_rows, std::int64_t row = 1) {
+  Cut cut{tap_count(d), d.red_c, row, 1, 1};
   const std::int64_t most = cut.taps == 1 && !channel_rows ? kSingleTapDepth : kMaxDepth;
-  const std::int64_t inner = channel_rows ? cut.channels : cut.taps;
-  const std::int64_t outer = channel_rows ? cut.taps : cut.channels;
-  std::int64_t inner_blocks = imax(1, ceil_div(inner, most));
+  const std::int64_t rows = cut.taps / row;
+  const std::int64_t inner = channel_rows ? cut.channels * row : cut.taps;
+  const std::int64_t outer = channel_rows ? rows : cut.channels;
+  const std::int64_t inner_blocks = imax(1, ceil_div(inner, most));
   const std::int64_t inner_len = imax(1, ceil_div(inner, inner_blocks));
-  std::int64_t outer_blocks = imax(1, ceil_div(outer, imax(1, most / inner_len)));
+  const std::int64_t outer_blocks = imax(1, ceil_div(outer, imax(1, most / inner_len)));
   cut.tap_blocks = channel_rows ? outer_blocks : inner_blocks;
   cut.channel_blocks = channel_rows ? inner_blocks : outer_blocks;
   return cut;

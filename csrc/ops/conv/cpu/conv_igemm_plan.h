@@ -55,7 +55,7 @@ inline constexpr std::int64_t kPixelBlock =
 inline constexpr std::int64_t kLeastChannels = 64;  // a channel block packs the patches again: not below this
 inline constexpr std::int64_t kLeastIndirect = 8;   // shorter runs of channels are packed
 
-inline constexpr std::int64_t kMostJoined = 16;  // channels, below which window rows are joined
+inline constexpr std::int64_t kMostJoined = 32;  // channels, up to which window rows are joined
 
 inline constexpr std::int64_t kGroupSpan = 8;  // groups that share one table of pointers
 
@@ -63,9 +63,8 @@ inline constexpr std::int64_t kGroupSpan = 8;  // groups that share one table of
 // and the fewer lists of runs.
 template <class C>
 std::int64_t pixel_span(const Dense& d, const Cut& cut) {
-  const std::int64_t depth = ceil_div(cut.taps, cut.tap_blocks) * ceil_div(cut.channels, cut.channel_blocks);
   const std::int64_t listed = (kMaxSegments - 2) * imax(1, d.axis[2].out) / kCols<C>;
-  return imax(1, imin(imin(kPixelBlock / kCols<C>, listed), kMaxDepth / imax(1, depth))) * kCols<C>;
+  return imax(1, imin(imin(kPixelBlock / kCols<C>, listed), kMaxDepth / imax(1, cut.depth()))) * kCols<C>;
 }
 
 // A 1x1, stride-1 problem whose pixels lie at one distance, across images too.
@@ -77,10 +76,10 @@ inline bool rows_follow(const Dense& d, const Cut& cut) {
 }
 
 // Few channels: a row of the window, all of its taps and channels, is one stretch of memory.
-inline bool window_rows_join(const Dense& d, const Cut& cut) {
+inline bool window_rows_join(const Dense& d) {
   const Axis& w = d.axis[2];
-  return cut.count() == 1 && d.red_c < kMostJoined && w.taps > 1 && w.offset_step == 1 &&
-         w.source_stride == d.red_c;
+  return d.src_c == 1 && d.red_c <= kMostJoined && w.taps > 1 && w.taps * d.red_c <= kMaxDepth &&
+         w.offset_step == 1 && w.source_stride == d.red_c;
 }
 
 // Whether rows of a padded copy beat packed patches. They need no packing (about 10 cycles per term and panel
@@ -121,7 +120,8 @@ Plan<C> make_plan(const Dense& d, bool same_type) {
   Plan<C> p{};
   p.same_type = same_type;
   p.channel_rows = d.dst_c == 1 && !(d.out_c == 1 && d.axis[2].out_stride == 1);
-  p.cut = make_cut(d, p.channel_rows);
+  p.joined = p.channel_rows && same_type && window_rows_join(d);
+  p.cut = make_cut(d, p.channel_rows, p.joined ? d.axis[2].taps : 1);
   p.groups = d.groups;
   p.pixels = d.n * d.axis[0].out * d.axis[1].out * d.axis[2].out;
   p.pixel_blocks = imax(1, ceil_div(p.pixels, kPixelBlock));
@@ -130,7 +130,6 @@ Plan<C> make_plan(const Dense& d, bool same_type) {
   p.weights = p.panels * p.panel * tap_count(d) * d.red_c;
   const bool readable = p.channel_rows && p.same_type && d.src_c == 1;
   p.in_place = readable && rows_follow(d, p.cut);
-  p.joined = readable && !p.in_place && window_rows_join(d, p.cut);
   p.indirect = readable && !p.in_place && (p.joined || d.red_c / p.cut.channel_blocks >= kLeastIndirect);
   p.chain = chain(p.cut);
   p.windowed = !p.channel_rows && p.pixels > 0 && window_beats_patches<C>(d, p.cut);

@@ -50,7 +50,7 @@ WeightPlan<C> make_weight_plan(const Dense& d) {
   p.out_blocks = ceil_div(d.out_c, kOutBlock);
   const std::int64_t wanted = ceil_div(kWantedWeightTasks, p.groups * p.cut.count() * p.out_blocks);
   p.splits = imax(1, imin(wanted, p.pixels / kLeastSplit));
-  p.depth = ceil_div(p.cut.taps, p.cut.tap_blocks) * ceil_div(p.cut.channels, p.cut.channel_blocks);
+  p.depth = p.cut.depth();
   const std::int64_t out = ceil_div(d.out_c, p.lanes) * p.lanes;
   p.rows = p.channel_rows ? out : p.cut.count() * p.depth;
   p.ld = p.channel_rows ? p.cut.count() * round_up_line<C>(p.depth) : out;
@@ -281,7 +281,7 @@ void by_weight(const Dense& d) {
     WeightTask<C> t{};
     t.d = &d;
     t.plan = &plan;
-    const std::int64_t taps = ceil_div(plan.cut.taps, plan.cut.tap_blocks);
+    const std::int64_t taps = plan.cut.most_taps();
     t.patches = static_cast<C*>(scratch_bytes(
         Slot::local, (patches + gout + 64) * sizeof(C) + (kChunk + 1) * sizeof(Segment) +
                          3 * taps * kMaxSegments * sizeof(Run) + plan.rows * sizeof(std::int64_t)));

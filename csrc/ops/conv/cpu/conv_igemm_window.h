@@ -38,9 +38,7 @@ inline WindowShape window_shape(const Dense& d, std::int64_t lines, std::int64_t
 template <class C>
 std::int64_t window_elements(const Dense& d, const Plan<C>& plan, std::int64_t pixels) {
   const std::int64_t width = imin(pixels, d.axis[2].out);
-  return ceil_div(plan.cut.channels, plan.cut.channel_blocks) *
-             window_shape(d, pixels / width, width).channel +
-         kCols<C>;
+  return plan.cut.most_channels() * window_shape(d, pixels / width, width).channel + kCols<C>;
 }
 
 // Where row (c, t) of a block starts in the copy.
