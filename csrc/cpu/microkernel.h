@@ -14,6 +14,7 @@
 //                                              per filter tap, read where they are (padding points to zeros,
 //                                              or null in m = 0 where all rows are padding)
 //
+//   paired       indirect, with a second a and b for the second vector of columns: two groups side by side
 //   windowed     a interleaved, row k of b at b + b_rows[k]   the rows of a padded image, shifted by each tap
 //
 // Include after cpu/vec.h.
@@ -46,7 +47,7 @@ inline std::int64_t piece_length(std::int64_t n, std::int64_t limit) {
   return n <= limit ? n : ceil_div(ceil_div(n, ceil_div(n, limit)), 4) * 4;
 }
 
-enum class Form { interleaved, by_rows, indirect, windowed };
+enum class Form { interleaved, by_rows, indirect, paired, windowed };
 
 // A block of c: `rows` by `columns` tiles. Many tiles in one call: a call per tile costs 90 cycles more, as
 // much as 15 terms.
@@ -62,6 +63,7 @@ struct TileBlock {
   std::int64_t runs, run;  // indirect: how many of them per row, and terms per pointer
   std::int64_t skip;       // indirect: added to each pointer (the channels before a group)
   std::int64_t joined;     // indirect: runs in a chain
+  std::int64_t a_pair, b_pair;  // paired: from the first vector's operands to the second's
   const C* b;
   std::int64_t ldb, b_step;    // from term to term; from one tile's columns to the next's
   const std::int64_t* b_rows;  // windowed: of each term
@@ -121,6 +123,21 @@ inline void accumulate(vec<C> (&acc)[MR][NV], std::int64_t depth, const C* a, co
   }
 }
 
+// Rows by pointers, two groups: the second vector of columns has its own a and b.
+template <class C, int MR>
+inline void accumulate(vec<C> (&acc)[MR][2], std::int64_t depth, const C* const (&a)[MR], std::int64_t a_pair,
+                       const C* b, std::int64_t b_pair, std::int64_t ldb) {
+#pragma GCC unroll 4
+  for (std::int64_t k = 0; k < depth; ++k) {
+    const vec<C> col[2] = {load(b), load(b + b_pair)};
+    for (int m = 0; m < MR; ++m) {
+      acc[m][0] += splat<C>(a[m][k]) * col[0];
+      acc[m][1] += splat<C>(a[m][k + a_pair]) * col[1];
+    }
+    b += ldb;
+  }
+}
+
 // The end of a chain: c = acc + what the chain is added to.
 template <class C, int MR, int NV>
 inline void fold(vec<C> (&acc)[MR][NV], C* c, const std::int64_t* c_rows, Start start, const C* bias) {
@@ -173,7 +190,7 @@ template <class C, int MR, int NV, Form kForm>
 }
 
 // One tile of rows read where they are. A chain is `joined` runs, or a piece of one.
-template <class C, int MR, int NV>
+template <class C, int MR, int NV, bool kPaired>
 [[gnu::noinline]] void indirect_tile(const TileBlock<C>& t, const C* const* table, const C* b, C* c,
                                      const std::int64_t* c_rows, const C* bias) {
   const std::int64_t ldb = t.ldb, run = t.run, skip = t.skip, piece = t.piece, runs = t.runs,
@@ -190,7 +207,10 @@ template <class C, int MR, int NV>
         if (!rows[0]) continue;  // padding for every row
         const C* a[MR];
         for (int m = 0; m < MR; ++m) a[m] = rows[m] + skip + i;
-        accumulate(acc, n, a, b + (j * run + i) * ldb, ldb);
+        if constexpr (kPaired)
+          accumulate(acc, n, a, t.a_pair, b + (j * run + i) * ldb, t.b_pair, ldb);
+        else
+          accumulate(acc, n, a, b + (j * run + i) * ldb, ldb);
       }
       fold(acc, c, c_rows, start, bias);
       start = Start::add_to_c;
@@ -211,13 +231,13 @@ void run_tiles(const TileBlock<C>& t) {
       // The destination's lines, needed when the chain ends: the caches may not have them.
       for (int m = 0; m < MR; ++m) __builtin_prefetch(c + c_rows[m], 1);
       const C* tile_bias = t.start == Start::col_bias ? bias + j * NV * kLanes<C> : bias;
-      if constexpr (kForm == Form::indirect)
-        indirect_tile<C, MR, NV>(t, table, t.b + j * t.b_step, c, c_rows, tile_bias);
+      if constexpr (kForm == Form::indirect || kForm == Form::paired)
+        indirect_tile<C, MR, NV, kForm == Form::paired>(t, table, t.b + j * t.b_step, c, c_rows, tile_bias);
       else
         packed_tile<C, MR, NV, kForm>(t, a, t.b + j * t.b_step, c, c_rows, tile_bias);
     }
     a += t.a_step;
-    if constexpr (kForm == Form::indirect) table += t.runs * kRows;
+    if constexpr (kForm == Form::indirect || kForm == Form::paired) table += t.runs * kRows;
     if (t.start == Start::row_bias) bias += MR;
   }
 }
@@ -229,7 +249,7 @@ struct TileTable {
   Fn fn[kRows + 1][kColVecs + 1] = {};
   template <int MR>
   constexpr void fill() {
-    fn[MR][1] = run_tiles<C, MR, 1, kForm>;
+    if constexpr (kForm != Form::paired) fn[MR][1] = run_tiles<C, MR, 1, kForm>;
     fn[MR][2] = run_tiles<C, MR, 2, kForm>;
     if constexpr (MR > 1) fill<MR - 1>();
   }

@@ -40,6 +40,8 @@ void channels_across(const Task<C>& t, const Block& b, const C* weights, bool fi
   tiles.skip = (t.group - t.group0) * d.red_c;
   tiles.ldb = tiles.c_step = kCols<C>;
   tiles.b_step = kCols<C> * b.depth();
+  tiles.a_pair = d.red_c;
+  tiles.b_pair = t.plan->weights;
   C* buffer = t.work.tiles + (t.group - t.group0) * t.buffered;
   for (std::int64_t i = t.panel0; i < t.panel1;) {
     const std::int64_t k0 = t.plan->first_channel(i, d.out_c), channels = d.out_c - k0;
@@ -48,9 +50,10 @@ void channels_across(const Task<C>& t, const Block& b, const C* weights, bool fi
     D* dst = static_cast<D*>(d.dst) + t.group * d.out_c + k0;
     tiles.columns = direct && full > 1 && t.plan->weights_in_l2(b) ? full : 1;
     tiles.b = weights + i * kCols<C> * b.depth();
-    if (bias) tiles.bias = bias + t.group * round_up_line<C>(d.out_c) + k0;
+    if (bias) tiles.bias = bias + t.group * t.plan->bias_row(d.out_c) + k0;
     tiles.c = direct ? reinterpret_cast<C*>(dst) : buffer;
-    run_pixel_rows<C, kForm>(t, tiles, direct ? t.work.offsets : t.work.lines, ceil_div(lanes, kLanes<C>));
+    const std::int64_t vectors = kForm == Form::paired ? 2 : ceil_div(lanes, kLanes<C>);
+    run_pixel_rows<C, kForm>(t, tiles, direct ? t.work.offsets : t.work.lines, vectors);
     if (last && !direct) flush(buffer, dst, t.work.offsets, t.pixels, nullptr, lanes);
     i += tiles.columns;
     buffer += tiles.columns * t.pixels * kCols<C>;
@@ -71,6 +74,11 @@ void run_channels_across(Task<C>& t) {
                               {t.work.table, t.work.zeros, t.work.copies, plan.joined});
     for (t.group = t.group0; t.group < t.group1; ++t.group) {
       const C* weights = block_weights(t, b);
+      if (plan.paired && t.group + 1 < t.group1) {
+        if constexpr (std::is_same_v<C, D>) channels_across<C, D, Form::paired>(t, b, weights, first, last);
+        ++t.group;
+        continue;
+      }
       if (plan.indirect) {
         channels_across<C, D, Form::indirect>(t, b, weights, first, last);
         continue;

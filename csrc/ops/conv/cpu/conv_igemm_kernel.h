@@ -111,7 +111,7 @@ const C* pack_weights(const Dense& d, const Plan<C>& plan, C* out) {
   });
   if (!d.bias) return nullptr;
   C* bias = out + plan.groups * plan.weights;
-  const std::int64_t padded = plan.channel_rows ? round_up_line<C>(d.out_c) : d.out_c;
+  const std::int64_t padded = plan.bias_row(d.out_c);
   for (std::int64_t g = 0; g < plan.groups; ++g)
     for (std::int64_t o = 0; o < padded; ++o)
       bias[g * padded + o] = o < d.out_c ? load1(static_cast<const D*>(d.bias) + g * d.out_c + o) : C(0);

@@ -16,6 +16,7 @@ struct Plan {
   bool in_place;   // rows of channels follow each other in the source
   bool indirect;   // they are read through a table of pointers,
   bool joined;     // one per row of the window
+  bool paired;     // two groups of a vector of channels each, side by side in a tile
   bool windowed;   // pixels across: rows of a padded copy, shifted by each tap, in place of patches
   Cut cut;
   std::int64_t chain;  // limit of a chain of FMAs
@@ -26,6 +27,10 @@ struct Plan {
   std::int64_t panels;       // of a group
   std::int64_t weights;      // packed elements of a group
   std::int64_t groups, group_span;  // in all; of one task
+  // Bias of a group, in whole vectors where channels are across.
+  std::int64_t bias_row(std::int64_t channels) const {
+    return channel_rows ? ceil_div(channels, kLanes<C>) * kLanes<C> : channels;
+  }
   std::int64_t group_blocks() const { return ceil_div(groups, group_span); }
   // A block of weights that every tile of rows may stream; else a panel of it serves all rows before the
   // next.
@@ -131,6 +136,7 @@ Plan<C> make_plan(const Dense& d, bool same_type) {
   const bool readable = p.channel_rows && p.same_type && d.src_c == 1;
   p.in_place = readable && rows_follow(d, p.cut);
   p.indirect = readable && !p.in_place && (p.joined || d.red_c / p.cut.channel_blocks >= kLeastIndirect);
+  p.paired = p.indirect && d.out_c == kLanes<C> && p.cut.channel_blocks == 1;
   p.chain = chain(p.cut);
   p.windowed = !p.channel_rows && p.pixels > 0 && window_beats_patches<C>(d, p.cut);
   if (p.windowed) cut_planes(d, p);
