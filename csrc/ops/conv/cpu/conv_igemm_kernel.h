@@ -26,7 +26,10 @@ namespace {
 template <class C, class D>
 void run_task(Task<C>& t) {
   const Dense& d = *t.d;
-  t.work.segment_count = make_segments(d, t.pixel0, t.pixel0 + t.pixels, t.work.segments);
+  const bool ordered = t.plan->indirect && !t.plan->joined;  // joined, edges are copies
+  Segment* rows = ordered ? t.work.image_rows : t.work.segments;
+  t.work.segment_count = make_segments(d, t.pixel0, t.pixel0 + t.pixels, rows);
+  if (ordered) t.work.segment_count = order_by_edges(d.axis[2], rows, t.work.segment_count, t.work.segments);
   destination_offsets(d, t.work.segments, t.work.segment_count, t.work.offsets);
   if (t.plan->channel_rows) return run_channels_across<C, D>(t);
   for (std::int64_t k = 0; k < (t.panel1 - t.panel0) * kRows; ++k) t.work.channels[k] = k * d.dst_c;
@@ -66,6 +69,7 @@ Workspace<C> carve(Arena& arena, const Dense& d, const Plan<C>& plan, std::int64
   w.lines = arena.take<std::int64_t>(plan.channel_rows ? rows : channels);
   w.segments = arena.take<Segment>(pixels + 1);
   if (plan.indirect) {
+    w.image_rows = arena.take<Segment>(pixels + 1);
     w.table = arena.take<const C*>(rows * taps);
     w.zeros = arena.take<C>(plan.joined ? depth : plan.group_span * plan.cut.channels);
     w.copies = arena.take<C>(plan.joined ? pixels * (depth + kSlack<C>) : 0);

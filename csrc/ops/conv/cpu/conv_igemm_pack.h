@@ -93,6 +93,29 @@ inline std::int64_t make_segments(const Dense& p, std::int64_t begin, std::int64
   return count;
 }
 
+// The same pixels in another order: those whose windows cross the left edge, those inside, those that cross
+// the right edge. A tile of six neighbours in this order has the same taps in the padding, and skips them.
+inline std::int64_t order_by_edges(const Axis& a, const Segment* segments, std::int64_t count, Segment* out) {
+  const std::int64_t reach = (a.taps - 1) * a.offset_step;
+  const std::int64_t low = -(a.offset + imin(0, reach)), high = a.source - a.offset - imax(0, reach);
+  const std::int64_t inside = imin(a.out, imax(0, ceil_div(imax(0, low), a.step)));
+  const std::int64_t right = imax(inside, imin(a.out, ceil_div(imax(0, high), a.step)));
+  const std::int64_t edge[4] = {0, inside, right, a.out};
+  std::int64_t n = 0, at = 0;
+  for (int i = 0; i < 3; ++i)
+    for (std::int64_t s = 0; s < count; ++s) {
+      Segment g = segments[s];
+      const std::int64_t end = imin(g.w + g.len, edge[i + 1]);
+      g.w = imax(g.w, edge[i]);
+      if (g.w >= end) continue;
+      g.len = end - g.w;
+      g.at = at;
+      at += g.len;
+      out[n++] = g;
+    }
+  return n;
+}
+
 // Offset of each pixel of the segments in the destination, in elements.
 inline void destination_offsets(const Dense& p, const Segment* segments, std::int64_t count,
                                 std::int64_t* out) {

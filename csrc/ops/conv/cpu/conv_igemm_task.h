@@ -20,6 +20,7 @@ struct Workspace {
   std::int64_t* lines;     // of the rows of the buffer: multiples of kCols
   Run* runs;
   Segment* segments;
+  Segment* image_rows;  // indirect: the segments as they follow each other
   std::int64_t segment_count;
 };
 
