@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import torch
 
+from .adaptive_pooling import adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d
+from .avg_pooling import avg_pool1d, avg_pool2d, avg_pool3d
 from .conv import conv1d, conv2d, conv3d
-from .norm import batch_norm, batch_norm_act
-from .pooling import (
+from .max_pooling import (
     max_pool1d,
     max_pool1d_with_indices,
     max_pool2d,
@@ -17,8 +18,15 @@ from .pooling import (
     max_pool3d,
     max_pool3d_with_indices,
 )
+from .norm import batch_norm, batch_norm_act
 
 __all__ = [
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d",
+    "avg_pool1d",
+    "avg_pool2d",
+    "avg_pool3d",
     "batch_norm",
     "batch_norm_act",
     "conv1d",
