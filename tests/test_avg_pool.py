@@ -325,5 +325,5 @@ def test_backward_errors():
         ops.avg_pool_backward(
             torch.zeros(1, 2, 4, 3), [1, 2, 8, 8], [2, 2], [2, 2], [0, 0], False, True, None, False
         )
-    with pytest.raises(RuntimeError, match="adaptive_avg_pool2d_backward: grad_output of size .* must be"):
+    with pytest.raises(RuntimeError, match=r"adaptive_avg_pool2d_backward: grad_output of size .* must be"):
         ops.adaptive_avg_pool_backward(torch.zeros(1, 3, 4, 3), [1, 2, 8, 8], False)

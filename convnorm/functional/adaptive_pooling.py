@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from .._args import add_batch, autocast_float32, require_float
+from ..ops._function import derivative_wanted
+from ..ops._max_pool_indices import AdaptiveMaxPool
 from ..ops.avg_pool import AdaptiveAvgPool
 
 _Size = int | Sequence[int | None] | None
@@ -74,3 +76,73 @@ def adaptive_avg_pool2d(input: Tensor, output_size: _Size) -> Tensor:
 def adaptive_avg_pool3d(input: Tensor, output_size: _Size) -> Tensor:
     """3d adaptive average pooling; see :func:`adaptive_avg_pool2d`, with three spatial dimensions (D, H, W)."""
     return _adaptive_avg_pool(3, input, output_size)
+
+
+def _adaptive_max_pool(n: int, input: Tensor, output_size: _Size,
+                       return_indices: bool) -> Tensor | tuple[Tensor, Tensor]:
+    x, sizes, unbatched = _prepare(f"adaptive_max_pool{n}d", n, input, output_size)
+    wanted = derivative_wanted(input)
+    call = AdaptiveMaxPool.call if wanted or return_indices else AdaptiveMaxPool.forward
+    out, indices = call(x, sizes, bool(return_indices or wanted))
+    if unbatched:
+        out = out.squeeze(0)
+    if not return_indices:
+        return out
+    return out, indices.squeeze(0) if unbatched else indices
+
+
+def adaptive_max_pool1d(input: Tensor, output_size: _Size,
+                        return_indices: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+    """1d adaptive max pooling; see :func:`adaptive_max_pool2d`. None is not taken, as in torch."""
+    return _adaptive_max_pool(1, input, output_size, return_indices)
+
+
+def adaptive_max_pool2d(input: Tensor, output_size: _Size,
+                        return_indices: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+    """Maxima of the windows of :func:`adaptive_avg_pool2d`: of equal values the first, of NaNs the last.
+
+    Args:
+        input, output_size: as in :func:`adaptive_avg_pool2d`.
+        return_indices: also returns, as int64, where in the plane each maximum was: ``h * W + w``. The backward
+            keeps the same indices.
+
+    Returns:
+        ``(N, C, H', W')`` of that size, or (output, indices).
+
+    Raises:
+        RuntimeError, ValueError, TypeError, NotImplementedError: as :func:`adaptive_avg_pool2d`.
+
+    Source: :func:`torch.nn.functional.adaptive_max_pool2d`, whose answers and indices this reproduces exactly.
+
+    Example:
+        >>> convnorm.functional.adaptive_max_pool2d(torch.randn(1, 512, 14, 14), (7, None)).shape
+        torch.Size([1, 512, 7, 14])
+    """
+    return _adaptive_max_pool(2, input, output_size, return_indices)
+
+
+def adaptive_max_pool3d(input: Tensor, output_size: _Size,
+                        return_indices: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+    """3d adaptive max pooling; see :func:`adaptive_max_pool2d`, with three spatial dimensions (D, H, W)."""
+    return _adaptive_max_pool(3, input, output_size, return_indices)
+
+
+def adaptive_max_pool1d_with_indices(input: Tensor, output_size: _Size,
+                                     return_indices: bool = False) -> tuple[Tensor, Tensor]:
+    """:func:`adaptive_max_pool1d` with ``return_indices=True``, whatever the last argument says (as in torch)."""
+    out, indices = _adaptive_max_pool(1, input, output_size, True)
+    return out, indices
+
+
+def adaptive_max_pool2d_with_indices(input: Tensor, output_size: _Size,
+                                     return_indices: bool = False) -> tuple[Tensor, Tensor]:
+    """:func:`adaptive_max_pool2d` with ``return_indices=True``, whatever the last argument says (as in torch)."""
+    out, indices = _adaptive_max_pool(2, input, output_size, True)
+    return out, indices
+
+
+def adaptive_max_pool3d_with_indices(input: Tensor, output_size: _Size,
+                                     return_indices: bool = False) -> tuple[Tensor, Tensor]:
+    """:func:`adaptive_max_pool3d` with ``return_indices=True``, whatever the last argument says (as in torch)."""
+    out, indices = _adaptive_max_pool(3, input, output_size, True)
+    return out, indices

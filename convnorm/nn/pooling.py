@@ -74,3 +74,45 @@ class AdaptiveAvgPool3d(nn.AdaptiveAvgPool3d):
 
     def forward(self, input: Tensor) -> Tensor:
         return CF.adaptive_avg_pool3d(input, self.output_size)
+
+
+class AdaptiveMaxPool1d(nn.AdaptiveMaxPool1d):
+    """:class:`torch.nn.AdaptiveMaxPool1d` computed by :func:`convnorm.functional.adaptive_max_pool1d`."""
+
+    def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return CF.adaptive_max_pool1d(input, self.output_size, self.return_indices)
+
+
+class AdaptiveMaxPool2d(nn.AdaptiveMaxPool2d):
+    """:class:`torch.nn.AdaptiveMaxPool2d` computed by :func:`convnorm.functional.adaptive_max_pool2d`."""
+
+    def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return CF.adaptive_max_pool2d(input, self.output_size, self.return_indices)
+
+
+class AdaptiveMaxPool3d(nn.AdaptiveMaxPool3d):
+    """:class:`torch.nn.AdaptiveMaxPool3d` computed by :func:`convnorm.functional.adaptive_max_pool3d`."""
+
+    def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return CF.adaptive_max_pool3d(input, self.output_size, self.return_indices)
+
+
+class MaxUnpool1d(nn.MaxUnpool1d):
+    """:class:`torch.nn.MaxUnpool1d` computed by :func:`convnorm.functional.max_unpool1d`: same arguments."""
+
+    def forward(self, input: Tensor, indices: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return CF.max_unpool1d(input, indices, self.kernel_size, self.stride, self.padding, output_size)
+
+
+class MaxUnpool2d(nn.MaxUnpool2d):
+    """:class:`torch.nn.MaxUnpool2d` computed by :func:`convnorm.functional.max_unpool2d`: same arguments."""
+
+    def forward(self, input: Tensor, indices: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return CF.max_unpool2d(input, indices, self.kernel_size, self.stride, self.padding, output_size)
+
+
+class MaxUnpool3d(nn.MaxUnpool3d):
+    """:class:`torch.nn.MaxUnpool3d` computed by :func:`convnorm.functional.max_unpool3d`: same arguments."""
+
+    def forward(self, input: Tensor, indices: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return CF.max_unpool3d(input, indices, self.kernel_size, self.stride, self.padding, output_size)

@@ -42,57 +42,56 @@ class AvgPool(Function):
     """The means of plain windows; ``geometry`` is what follows input in the op's schema."""
 
     @staticmethod
-    def forward(input, *geometry):
+    def forward(input, geometry):
         return _ops.avg_pool_forward(input, *geometry)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        input, *ctx.geometry = inputs
+        input, ctx.geometry = inputs
         ctx.input_size, ctx.channels_last = input.shape, wants_channels_last(input)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
-        grad_input = AvgPoolBackward.call(grad_output, ctx.input_size, *ctx.geometry, ctx.channels_last)
-        return (grad_input, *(None,) * 6)
+        return AvgPoolBackward.call(grad_output, ctx.input_size, ctx.geometry, ctx.channels_last), None
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, input, *geometry):
+    def vmap(info: Any, in_dims: Any, input, geometry):
         x = input.movedim(in_dims[0], 0)
-        return AvgPool.call(x.flatten(0, 1), *geometry).unflatten(0, x.shape[:2]), 0
+        return AvgPool.call(x.flatten(0, 1), geometry).unflatten(0, x.shape[:2]), 0
 
 
 class _AvgPoolEager(AvgPool):
     @staticmethod
     def jvp(ctx: Any, d_input, *_):
-        return AvgPool.call(d_input, *ctx.geometry)
+        return AvgPool.call(d_input, ctx.geometry)
 
 
 class AvgPoolBackward(Function):
     """Each gradient's share to all positions of its window."""
 
     @staticmethod
-    def forward(grad_output, input_size, *rest):
-        return _ops.avg_pool_backward(grad_output, input_size, *rest)
+    def forward(grad_output, input_size, geometry, channels_last):
+        return _ops.avg_pool_backward(grad_output, input_size, *geometry, channels_last)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        _grad_output, ctx.input_size, *ctx.geometry, ctx.channels_last = inputs
+        _grad_output, ctx.input_size, ctx.geometry, ctx.channels_last = inputs
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return (AvgPool.call(grad, *ctx.geometry), *(None,) * 8)
+        return AvgPool.call(grad, ctx.geometry), None, None, None
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, grad_output, input_size, *rest):
+    def vmap(info: Any, in_dims: Any, grad_output, input_size, geometry, channels_last):
         g, (n, *sizes) = grad_output.movedim(in_dims[0], 0), input_size
-        out = AvgPoolBackward.call(g.flatten(0, 1), [info.batch_size * n, *sizes], *rest)
+        out = AvgPoolBackward.call(g.flatten(0, 1), [info.batch_size * n, *sizes], geometry, channels_last)
         return out.unflatten(0, (info.batch_size, n)), 0
 
 
 class _AvgPoolBackwardEager(AvgPoolBackward):
     @staticmethod
     def jvp(ctx: Any, d_grad_output, *_):
-        return AvgPoolBackward.call(d_grad_output, ctx.input_size, *ctx.geometry, ctx.channels_last)
+        return AvgPoolBackward.call(d_grad_output, ctx.input_size, ctx.geometry, ctx.channels_last)
 
 
 class AdaptiveAvgPool(Function):

@@ -28,7 +28,7 @@ CASES = [
     case("the ResNet-D pool", (2, 16, 15, 15), 2, ceil_mode=True, count_include_pad=False),
     # Geometry.
     case("ceil_mode with padding", (2, 3, 8, 9), 3, stride=2, padding=1, ceil_mode=True, small=True),
-    case("ceil_mode without the padding", (2, 9, 8, 9), 3, stride=2, padding=1, ceil_mode=True, count_include_pad=False),
+    case("ceil_mode, no padding in it", (2, 9, 8, 9), 3, stride=2, padding=1, ceil_mode=True, count_include_pad=False),
     case("ceil_mode drops a window", (1, 2, 6, 7), 2, stride=3, padding=1, ceil_mode=True),
     case("ceil_mode with windows beyond the padding", (1, 9, 7, 10), 4, stride=3, padding=2, ceil_mode=True),
     case("divisor_override", (2, 3, 8, 9), 3, stride=2, padding=1, divisor_override=5, small=True),

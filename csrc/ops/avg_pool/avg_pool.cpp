@@ -48,6 +48,8 @@ Params plain(const std::string& op, const Ints& sizes, const Geometry& g) {
   for (int d = kSpatial - dims; d < kSpatial; ++d) {
     p.out[d] = pooled_size(w, d, p.in[d], g.ceil_mode);
     check_pooled_size(op, w, d, p.in[d], p.out[d]);
+    check(dims < 3 || p.in[d] >= w.kernel[d], op, ": input ", dim_name(d), " ", p.in[d],
+          " is smaller than kernel_size ", w.kernel[d], ", which avg_pool3d does not take even when padded");
   }
   return p;
 }
