@@ -25,16 +25,13 @@ inline PlaneGroup<T> plane_group(T* data, std::int64_t stride_n, std::int64_t st
   constexpr int lanes = kPlanes<std::remove_const_t<T>>;
   PlaneGroup<T> group;
   group.count = imin(lanes, n * c - q);
+  std::int64_t image = q / c,
+               channel = q % c;  // carried on: a division per lane would cost as much as the work
+  T* const first = data + image * stride_n + channel * stride_c;
   for (int l = 0; l < lanes; ++l) {
-    const std::int64_t own = l < group.count ? q + l : q;
-    group.plane[l] = data + own / c * stride_n + own % c * stride_c;
+    group.plane[l] = l < group.count ? data + image * stride_n + channel * stride_c : first;
+    if (++channel == c) channel = 0, ++image;
   }
-  return group;
-}
-
-template <class T>
-inline PlaneGroup<T> shifted(PlaneGroup<T> group, std::int64_t elements) {
-  for (auto& plane : group.plane) plane += elements;
   return group;
 }
 
@@ -58,10 +55,10 @@ inline __attribute__((always_inline)) void turn_square(const PlaneGroup<const T>
   for (int l = 0; l < lanes; ++l) store(to + l * lanes, v[l]);
 }
 
-// to[x][lane] = sum over the rows of from[lane][row + x * step], for x in [0, n).
+// to[x][lane] = sum over the rows of from[lane][row + first + x * step], for x in [0, n).
 template <class T, class C>
 inline void turn_in(const PlaneGroup<const T>& from, const std::int64_t* row, std::int64_t rows,
-                    std::int64_t step, std::int64_t n, C* to) {
+                    std::int64_t first, std::int64_t step, std::int64_t n, C* to) {
   constexpr int lanes = kLanes<C>;
   if (step == 1 && n >= lanes) {
     const auto square = rows == 1   ? turn_square<1, T, C>
@@ -70,31 +67,43 @@ inline void turn_in(const PlaneGroup<const T>& from, const std::int64_t* row, st
                                     : turn_square<0, T, C>;
     for (std::int64_t x = 0; x < n; x += lanes) {
       const std::int64_t at = imin(x, n - lanes);  // the last square overlaps the one before it
-      square(from, row, rows, at, to + at * lanes);
+      square(from, row, rows, first + at, to + at * lanes);
     }
     return;
   }
   for (int l = 0; l < lanes; ++l)
     for (std::int64_t x = 0; x < n; ++x) {
-      C sum = load1(from.plane[l] + row[0] + x * step);
-      for (std::int64_t r = 1; r < rows; ++r) sum += load1(from.plane[l] + row[r] + x * step);
+      const T* at = from.plane[l] + first + x * step;
+      C sum = load1(at + row[0]);
+      for (std::int64_t r = 1; r < rows; ++r) sum += load1(at + row[r]);
       to[x * lanes + l] = sum;
     }
 }
 
-// The sum of n columns (a multiple of the lanes) of every row, plane by plane: one turn adds up the lanes.
+// The sum of n >= lanes adjacent columns of every row, from element `first` on: one turn adds up the lanes.
 template <class T, class C = compute_t<T>>
 inline vec<C> fold_in(const PlaneGroup<const T>& from, const std::int64_t* row, std::int64_t rows,
-                      std::int64_t n) {
+                      std::int64_t first, std::int64_t n) {
   constexpr int lanes = kLanes<C>;
   vec<C> v[lanes];
+  ivec<C> rest;  // lanes of the last vector that are not in the one before it
+  for (int l = 0; l < lanes; ++l) rest[l] = l >= lanes - n % lanes ? -1 : 0;
 #pragma GCC unroll 16
   for (int l = 0; l < lanes; ++l) v[l] = vec<C>{};
-  for (std::int64_t r = 0; r < rows; ++r)
-    for (std::int64_t x = row[r]; x < row[r] + n; x += lanes) {
+  for (std::int64_t r = 0; r < rows; ++r) {
+    const std::int64_t start = row[r] + first;
+    std::int64_t x = 0;
+    for (; x + lanes <= n; x += lanes) {
 #pragma GCC unroll 16
-      for (int l = 0; l < lanes; ++l) v[l] += load(from.plane[l] + x);
+      for (int l = 0; l < lanes; ++l) v[l] += load(from.plane[l] + start + x);
     }
+    if (x == n) continue;
+#pragma GCC unroll 16
+    for (int l = 0; l < lanes; ++l) {
+      const vec<C> last = load(from.plane[l] + start + n - lanes);
+      v[l] += rest ? last : vec<C>{};
+    }
+  }
   transpose<C>(v);
   for (int half = lanes / 2; half > 0; half /= 2)
     for (int l = 0; l < half; ++l) v[l] += v[l + half];

@@ -90,6 +90,7 @@ std::span<const Kernel> backward_kernels();
 
 // What each instruction set exports.
 struct Kernels {
+  Fn forward_runs;       // global pooling of short dense planes (cpu/avg_pool_runs.h)
   Fn forward_channels;   // vectors over channels (cpu/avg_pool_channels.h)
   Fn forward_rows;       // vectors along the row, strides 1 and 2 (cpu/avg_pool_rows.h)
   Fn forward_planes;     // vectors over planes that are turned into lanes (cpu/avg_pool_planes.h)

@@ -12,6 +12,25 @@ const char* refuse_channels(const Params& p) {
   return p.c < kBytes / (p.dtype == DType::f64 ? 8 : 4) ? "fewer channels than vector lanes" : nullptr;
 }
 
+// True when the only window of dimension d spans it, and nothing else.
+bool spanned(const Params& p, int d) {
+  if (p.out[d] != 1) return false;
+  return p.adaptive || (p.window.pad[d] == 0 && p.window.kernel[d] == p.in[d]);
+}
+
+// Every tensor dense, with the planes one after the other.
+template <int kBytes>
+const char* refuse_runs(const Params& p) {
+  const std::int64_t lanes = kBytes / (p.dtype == DType::f64 ? 8 : 4), n = p.in[2];
+  if (p.in[0] * p.in[1] * p.out[0] * p.out[1] * p.out[2] != 1 || !spanned(p, 2))
+    return "not one window per plane";
+  if (p.input.s[2] != 1 || (p.c > 1 && p.input.c != n) || (p.n > 1 && p.input.n != p.c * n))
+    return "planes do not follow each other in memory";
+  if ((p.c > 1 && p.output.c != 1) || (p.n > 1 && p.output.n != p.c)) return "outputs are not adjacent";
+  if (n < lanes || n > 32 * lanes) return "planes are not of 1 to 32 vectors";
+  return p.n * p.c < lanes ? "fewer planes than vector lanes" : nullptr;
+}
+
 template <int kBytes>
 const char* refuse_rows(const Params& p) {
   const Window& w = p.window;
@@ -26,12 +45,7 @@ const char* refuse_rows(const Params& p) {
   return nullptr;
 }
 
-// True when the only window of dimension d spans it, and nothing else.
-bool spanned(const Params& p, int d) {
-  if (p.out[d] != 1) return false;
-  return p.adaptive || (p.window.pad[d] == 0 && p.window.kernel[d] == p.in[d]);
-}
-
+constexpr const char* kRuns = "planes as runs, one register each, added up by one transpose";
 constexpr const char* kChannels = "vectors over channels, sums of the window in registers";
 constexpr const char* kPlanes = "vectors over planes, turned into lanes while their rows are added";
 constexpr const char* kRows = "vectors along the row, sums of rows first";
@@ -60,14 +74,17 @@ Params merged(const Params& p) {
 std::span<const Kernel> forward_kernels() {
   static const Kernel rows[] = {
 #if defined(__x86_64__)
+      {"avg_pool_runs_avx512", kRuns, Isa::avx512, refuse_runs<64>, kernels_avx512.forward_runs},
       {"avg_pool_channels_avx512", kChannels, Isa::avx512, refuse_channels<64>,
        kernels_avx512.forward_channels},
       {"avg_pool_rows_avx512", kRows, Isa::avx512, refuse_rows<64>, kernels_avx512.forward_rows},
       {"avg_pool_planes_avx512", kPlanes, Isa::avx512, nullptr, kernels_avx512.forward_planes},
+      {"avg_pool_runs_avx2", kRuns, Isa::avx2, refuse_runs<32>, kernels_avx2.forward_runs},
       {"avg_pool_channels_avx2", kChannels, Isa::avx2, refuse_channels<32>, kernels_avx2.forward_channels},
       {"avg_pool_rows_avx2", kRows, Isa::avx2, refuse_rows<32>, kernels_avx2.forward_rows},
       {"avg_pool_planes_avx2", kPlanes, Isa::avx2, nullptr, kernels_avx2.forward_planes},
 #endif
+      {"avg_pool_runs_generic", kRuns, Isa::generic, refuse_runs<16>, kernels_generic.forward_runs},
       {"avg_pool_channels_generic", kChannels, Isa::generic, refuse_channels<16>,
        kernels_generic.forward_channels},
       {"avg_pool_rows_generic", kRows, Isa::generic, refuse_rows<16>, kernels_generic.forward_rows},

@@ -6,7 +6,7 @@
 #include "ops/avg_pool/cpu/avg_pool_kernel.h"
 
 namespace convnorm::avg_pool {
-const Kernels kernels_avx512{forward_channels,  forward_rows,  forward_planes,
-                             backward_channels, backward_rows, backward_planes};
+const Kernels kernels_avx512{forward_runs,      forward_channels, forward_rows,   forward_planes,
+                             backward_channels, backward_rows,    backward_planes};
 }  // namespace convnorm::avg_pool
 #endif

@@ -111,4 +111,5 @@ void run_tasks(const Params& p, const Worker& worker, const Dims& result, F&& ru
 
 #include "ops/avg_pool/cpu/avg_pool_channels.h"
 #include "ops/avg_pool/cpu/avg_pool_rows.h"
+#include "ops/avg_pool/cpu/avg_pool_runs.h"
 #include "ops/avg_pool/cpu/avg_pool_planes.h"

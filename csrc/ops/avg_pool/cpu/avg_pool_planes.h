@@ -24,7 +24,7 @@ constexpr std::int64_t kRun = 256;      // positions collected before they are t
 // The planes of T that a task writes, and positions on their way there.
 template <class T, class C>
 struct Collector {
-  PlaneGroup<T> to;
+  const PlaneGroup<T>& to;
   std::int64_t step;       // elements from one position to the next: planes of a result are dense
   C* held;                 // [positions][lanes]
   std::int64_t first = 0;  // position in the plane
@@ -89,7 +89,7 @@ struct PlanePool {
     const C* w_count = axes.d[2].count + begin;
     const std::int64_t x = inside[0].begin, outputs = end - begin;
     for (std::int64_t r = 0; r < rows; r += kChain) {
-      turn_in(shifted(from, x * p.input.s[2]), row + r, imin(kChain, rows - r), p.input.s[2],
+      turn_in(from, row + r, imin(kChain, rows - r), x * p.input.s[2], p.input.s[2],
               inside[outputs - 1].end - x, column);
       for (std::int64_t o = 0; o < outputs; ++o) {
         vec<C> sum = sum_columns(column + (inside[o].begin - x) * kWidth, inside[o].size());
@@ -106,14 +106,16 @@ struct PlanePool {
     const std::int64_t step = p.input.s[2];
     LongSum<C> total;
     for (std::int64_t x = inside.begin; x < inside.end; x += kColumns) {
-      const std::int64_t n = imin(kColumns, inside.end - x), whole = step == 1 ? n / kWidth * kWidth : 0;
+      const std::int64_t n = imin(kColumns, inside.end - x);
       const std::int64_t most = imax(1, kChain * kWidth / n);  // rows that keep chains near 16
       for (std::int64_t r = 0; r < rows; r += most) {
         const std::int64_t count = imin(most, rows - r);
-        vec<C> sum = fold_in(shifted(from, x * step), row + r, count, whole);
-        if (n > whole) {
-          turn_in(shifted(from, (x + whole) * step), row + r, count, step, n - whole, column);
-          sum += sum_columns(column, n - whole);
+        vec<C> sum;
+        if (step == 1 && n >= kWidth) {
+          sum = fold_in(from, row + r, count, x, n);
+        } else {
+          turn_in(from, row + r, count, x * step, step, n, column);
+          sum = sum_columns(column, n);
         }
         total.add(sum);
       }
@@ -189,13 +191,13 @@ struct PlaneSpread {
 
   // share[ow] for the windows [ows.begin, ows.end): rows of one count are added before they are divided.
   void share_rows(const PlaneGroup<const T>& from, std::int64_t rows, Span ows) const {
-    const PlaneGroup<const T> piece = shifted(from, ows.begin * p.output.s[2]);
+    const std::int64_t first = ows.begin * p.output.s[2];
     const C* w_count = axes.d[2].count + ows.begin;
     const std::int64_t n = ows.size();
     for (std::int64_t r = 0; r < rows;) {
       std::int64_t end = r + 1;
       while (end < rows && end - r < kChain && row[end].count == row[r].count) ++end;
-      turn_in(piece, start + r, end - r, p.output.s[2], n, column);
+      turn_in(from, start + r, end - r, first, p.output.s[2], n, column);
       const C row_count = row[r].count;
       for (std::int64_t i = 0; i < n; ++i) {
         const vec<C> g = load(column + i * kWidth) / (row_count * w_count[i]);

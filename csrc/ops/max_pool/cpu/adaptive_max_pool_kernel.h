@@ -151,7 +151,7 @@ struct PlaneMax {
         for (std::int64_t x = columns.begin; x < columns.end; x += kPieceColumns) {
           const std::int64_t n = imin(kPieceColumns, columns.end - x);
           const std::int64_t start = id * p.input.s[0] + ih * p.input.s[1] + x * step;
-          turn_in(from, &start, 1, step, n, column);
+          turn_in(from, &start, 1, 0, step, n, column);
           take_row(begin, end, x, n, row_index(p, id, ih), values, codes);
         }
   }

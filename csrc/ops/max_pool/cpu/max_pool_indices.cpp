@@ -12,13 +12,17 @@
 namespace convnorm::max_pool {
 namespace {
 
-constexpr std::int64_t kSlab = 64;  // channels of a task in channels_last
+// Channels of a task in channels_last: many, since positions are often a multiple of the cache's stride
+// apart, but few enough for four tasks.
+inline std::int64_t slab_size(const Params& p) {
+  return imin(512, imax(64, ceil_div(p.n * p.c, 4 * 64) * 64));
+}
 
 // f(task, image, first channel, channels) in parallel.
 struct Tasks {
   std::int64_t slab, slabs, count;
   explicit Tasks(const Params& p) {
-    slab = p.output.c == 1 && p.input.c == 1 ? kSlab : 1;
+    slab = p.output.c == 1 && p.input.c == 1 ? slab_size(p) : 1;
     slabs = ceil_div(p.c, slab);
     count = p.n * slabs;
   }
@@ -38,23 +42,47 @@ struct Tasks {
 template <class T, class F>
 inline void each_index(const Params& p, std::int64_t n, std::int64_t c, std::int64_t channels, T* values,
                        const std::int64_t* indices, F&& f) {
-  const std::int64_t value_c = p.output.c, index_c = p.argmax.c;
-  each_output(p, [&](const Dims& o) {
-    T* value = values + element(p.output, n, c, o);
-    const std::int64_t* index = indices + element(p.argmax, n, c, o);
-    for (std::int64_t k = 0; k < channels; ++k) f(value[k * value_c], index[k * index_c], k);
+  const std::int64_t value_c = p.output.c, index_c = p.argmax.c, value_w = p.output.s[2],
+                     index_w = p.argmax.s[2], out_w = p.out[2];
+  for (std::int64_t od = 0; od < p.out[0]; ++od)
+    for (std::int64_t oh = 0; oh < p.out[1]; ++oh) {
+      T* value = values + element(p.output, n, c, {od, oh, 0});
+      const std::int64_t* index = indices + element(p.argmax, n, c, {od, oh, 0});
+      if (channels == 1) {
+        for (std::int64_t ow = 0; ow < out_w; ++ow) f(value[ow * value_w], index[ow * index_w], 0);
+        continue;
+      }
+      for (std::int64_t ow = 0; ow < out_w; ++ow, value += value_w, index += index_w)
+        for (std::int64_t k = 0; k < channels; ++k) f(value[k * value_c], index[k * index_c], k);
+    }
+}
+
+// Also false for negative ones.
+inline bool inside(std::int64_t index, std::int64_t positions) {
+  return static_cast<std::uint64_t>(index) < static_cast<std::uint64_t>(positions);
+}
+
+// Planes that lie apart are cleared by their own tasks, next to the work; interleaved ones all at once.
+inline bool apart(const Params& p) { return p.input.s[2] == 1 && p.input.c != 1; }
+
+template <class T>
+void clear_interleaved(const Params& p, T* data) {
+  if (apart(p)) return;
+  constexpr std::int64_t piece = 65536;
+  const std::int64_t size = p.n * p.c * plane(p);
+  parallel_for(ceil_div(size, piece), 1, [&](std::int64_t begin, std::int64_t end) {
+    std::memset(data + begin * piece, 0, (imin(size, end * piece) - begin * piece) * sizeof(T));
   });
 }
 
-inline bool inside(const Params& p, std::int64_t index) {
-  return static_cast<std::uint64_t>(index) < static_cast<std::uint64_t>(plane(p));
-}
-
-// Zeros in the slab's part of a dense plane.
-template <class T>
-inline void clear(T* to, std::int64_t positions, std::int64_t step, std::int64_t channels) {
-  if (step == 1 && channels == 1) return void(std::memset(to, 0, positions * sizeof(T)));
-  for (std::int64_t i = 0; i < positions; ++i) std::memset(to + i * step, 0, channels * sizeof(T));
+// The same values and indices as one run of outputs, where memory allows.
+inline Params as_run(Params p) {
+  const auto dense = [&p](const Strides& s) {
+    return (p.out[1] == 1 || s.s[1] == p.out[2] * s.s[2]) &&
+           (p.out[0] == 1 || s.s[0] == p.out[1] * p.out[2] * s.s[2]);
+  };
+  if (dense(p.output) && dense(p.argmax)) p.out = {1, 1, p.out[0] * p.out[1] * p.out[2]};
+  return p;
 }
 
 template <class T>
@@ -66,9 +94,9 @@ void spread_slab(const Params& p, std::int64_t n, std::int64_t c, std::int64_t c
   C* sums = direct ? reinterpret_cast<C*>(to)
                    : static_cast<C*>(scratch_bytes(Slot::local, positions * channels * sizeof(C)));
   const std::int64_t sum_step = direct ? step : channels;
-  clear(sums, positions, sum_step, channels);
+  if (!direct || apart(p)) std::memset(sums, 0, positions * channels * sizeof(C));
   each_index(p, n, c, channels, values, indices, [&](const T& value, std::int64_t index, std::int64_t k) {
-    if (inside(p, index)) sums[index * sum_step + k] += load1(&value);
+    if (inside(index, positions)) sums[index * sum_step + k] += load1(&value);
   });
   if (direct) return;
   for (std::int64_t i = 0; i < positions; ++i)
@@ -125,9 +153,11 @@ void adaptive_direct(const Params& p, const void* input, void* output, void* ind
   });
 }
 
-void spread_indices(const Params& p, const void* values, const void* indices, void* plane) {
+void spread_indices(const Params& problem, const void* values, const void* indices, void* plane) {
+  const Params p = as_run(problem);
   dispatch(p.dtype, [&](auto type) {
     using T = decltype(type);
+    if (std::is_same_v<T, compute_t<T>>) clear_interleaved(p, static_cast<T*>(plane));
     Tasks(p).run(p, [&](std::int64_t, std::int64_t n, std::int64_t c, std::int64_t channels) {
       spread_slab(p, n, c, channels, static_cast<const T*>(values), static_cast<const std::int64_t*>(indices),
                   static_cast<T*>(plane) + n * p.input.n + c * p.input.c);
@@ -135,33 +165,37 @@ void spread_indices(const Params& p, const void* values, const void* indices, vo
   });
 }
 
-void pick_indices(const Params& p, const void* plane, const void* indices, void* values) {
+void pick_indices(const Params& problem, const void* plane, const void* indices, void* values) {
+  const Params p = as_run(problem);
   const Locate locate(p);
+  const std::int64_t positions = p.in[0] * p.in[1] * p.in[2], step_c = p.input.c;
   dispatch(p.dtype, [&](auto type) {
     using T = decltype(type);
     Tasks(p).run(p, [&](std::int64_t, std::int64_t n, std::int64_t c, std::int64_t channels) {
       const T* from = static_cast<const T*>(plane) + n * p.input.n + c * p.input.c;
       each_index(p, n, c, channels, static_cast<T*>(values), static_cast<const std::int64_t*>(indices),
                  [&](T& value, std::int64_t index, std::int64_t k) {
-                   value = inside(p, index) ? from[locate(index) + k * p.input.c] : T{};
+                   value = inside(index, positions) ? from[locate(index) + k * step_c] : T{};
                  });
     });
   });
 }
 
-BadIndex place_indices(const Params& p, const void* values, const void* indices, void* plane_of) {
+BadIndex place_indices(const Params& problem, const void* values, const void* indices, void* plane_of) {
+  const Params p = as_run(problem);
   const Tasks tasks(p);
   auto* bad = static_cast<BadIndex*>(scratch_bytes(Slot::shared, tasks.count * sizeof(BadIndex)));
   dispatch(p.dtype, [&](auto type) {
     using T = decltype(type);
+    clear_interleaved(p, static_cast<T*>(plane_of));
     tasks.run(p, [&](std::int64_t task, std::int64_t n, std::int64_t c, std::int64_t channels) {
       T* to = static_cast<T*>(plane_of) + n * p.input.n + c * p.input.c;
-      const std::int64_t step = p.input.s[2];
+      const std::int64_t step = p.input.s[2], positions = plane(p);
       BadIndex first;
-      clear(to, plane(p), step, channels);
+      if (apart(p)) std::memset(to, 0, positions * sizeof(T));
       each_index(p, n, c, channels, static_cast<const T*>(values), static_cast<const std::int64_t*>(indices),
                  [&](const T& value, std::int64_t index, std::int64_t k) {
-                   if (inside(p, index))
+                   if (inside(index, positions))
                      to[index * step + k] = value;
                    else if (!first.found)
                      first = {true, index};
