@@ -183,19 +183,35 @@ def test_every_kernel(stem, kwargs, layout, dtype):
         exact_grad = torch.autograd.grad(theirs(leaf, **kwargs), leaf, grad.double())[0]
     ran = set()
     with convnorm.backends.using_isa(convnorm._C.supported_isa()):
-        for forward, backward in zip(kernels("avg_pool_forward"), kernels("avg_pool_backward"), strict=True):
-            with convnorm.backends.force(avg_pool_forward=forward, avg_pool_backward=backward):
+        for name in kernels("avg_pool_forward") + kernels("avg_pool_backward"):
+            backward = "backward" in name
+            with convnorm.backends.force(**{f"avg_pool_{'backward' if backward else 'forward'}": name}):
                 try:
                     got = ours(x, **kwargs)
                     got_grad = torch.autograd.grad(got, x, grad)[0]
                 except RuntimeError as refused:
                     assert "no kernel accepts" in str(refused)
                     continue
-            assert_accurate(got, want, exact, forward)
-            assert_accurate(got_grad, want_grad, exact_grad, backward)
-            ran.add(forward)
-    assert {"avg_pool_planes_generic", "avg_pool_direct"} <= ran
-    assert ("avg_pool_channels_generic" in ran) == (layout == "channels_last")
+            assert_accurate(got.detach(), want.detach(), exact.detach(), name)
+            assert_accurate(got_grad, want_grad, exact_grad, name)
+            ran.add(name)
+    for stem in ("avg_pool", "avg_pool_backward"):
+        assert {f"{stem}_planes_generic", f"{stem}_direct"} <= ran
+        assert (f"{stem}_channels_generic" in ran) == (layout == "channels_last")
+
+
+@pytest.mark.parametrize("planes, side", [((1, 8), 3), ((2, 9), 7), ((3, 7), 14), ((2, 16), 5)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_planes_as_runs(planes, side, dtype):
+    x = torch.randint(-9, 10, (*planes, side, side)).to(dtype)
+    want = x.double().mean((2, 3), keepdim=True).to(dtype)
+    for isa in ("generic", "auto"):
+        with convnorm.backends.using_isa(isa):
+            for function, size in ((CF.adaptive_avg_pool2d, 1), (CF.avg_pool2d, side)):
+                convnorm._C.trace_begin()
+                assert_same(function(x, size), want)
+                (chosen,) = [row["kernel"] for row in convnorm._C.trace_end() if row["chosen"]]
+                assert chosen.startswith("avg_pool_runs" if isa == "generic" and side in (5, 7) else "avg_pool_")
 
 
 # --- modules ------------------------------------------------------------------------------------------------
