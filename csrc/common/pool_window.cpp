@@ -5,13 +5,27 @@ namespace {
 
 std::int64_t floor_div(std::int64_t a, std::int64_t b) { return a / b - (a % b != 0 && (a < 0) != (b < 0)); }
 
-std::string sizes_text(const std::vector<std::int64_t>& sizes) {
-  std::string out;
-  for (const std::int64_t size : sizes) out += (out.empty() ? "(" : ", ") + std::to_string(size);
-  return out + ")";
+// The dilated reach of a window, where it is more than its kernel.
+struct Covered {
+  const Window& w;
+  int d;
+};
+std::ostream& operator<<(std::ostream& out, const Covered& c) {
+  if (c.w.dil[c.d] == 1) return out;
+  return out << " (kernel_size " << c.w.kernel[c.d] << " dilated by " << c.w.dil[c.d] << " covers k "
+             << reach(c.w, c.d) << ")";
 }
 
 }  // namespace
+
+std::ostream& operator<<(std::ostream& out, const Shape& shape) {
+  const char* separator = "(";
+  for (const std::int64_t size : shape.sizes) {
+    out << separator << size;
+    separator = ", ";
+  }
+  return out << ")";
+}
 
 Dims lifted(const std::string& op, const char* argument, const std::vector<std::int64_t>& values, int dims,
             std::int64_t fill) {
@@ -22,13 +36,12 @@ Dims lifted(const std::string& op, const char* argument, const std::vector<std::
 
 void check_pool_window(const std::string& op, const Window& w, int dims) {
   for (int d = kSpatial - dims; d < kSpatial; ++d) {
-    const std::string in_dim = text(" (", dim_name(d), ")");
-    check(w.kernel[d] > 0, op, ": kernel_size ", w.kernel[d], in_dim, " must be greater than zero");
-    check(w.stride[d] > 0, op, ": stride ", w.stride[d], in_dim,
+    check(w.kernel[d] > 0, op, ": kernel_size ", w.kernel[d], InDim{d}, " must be greater than zero");
+    check(w.stride[d] > 0, op, ": stride ", w.stride[d], InDim{d},
           " must be greater than zero; stride should not be zero");
-    check(w.dil[d] > 0, op, ": dilation ", w.dil[d], in_dim, " must be greater than zero");
-    check(w.pad[d] >= 0, op, ": padding ", w.pad[d], in_dim, " must be non-negative");
-    check(w.pad[d] <= w.kernel[d] / 2, op, ": padding ", w.pad[d], in_dim,
+    check(w.dil[d] > 0, op, ": dilation ", w.dil[d], InDim{d}, " must be greater than zero");
+    check(w.pad[d] >= 0, op, ": padding ", w.pad[d], InDim{d}, " must be non-negative");
+    check(w.pad[d] <= w.kernel[d] / 2, op, ": padding ", w.pad[d], InDim{d},
           " must be at most half of kernel_size ", w.kernel[d]);
   }
 }
@@ -41,22 +54,19 @@ std::int64_t pooled_size(const Window& w, int d, std::int64_t in, bool ceil_mode
 
 void check_pooled_size(const std::string& op, const Window& w, int d, std::int64_t in, std::int64_t out) {
   check(out >= 1, op, ": output ", dim_name(d), " (", out, ") = (in ", in, " + 2*pad ", w.pad[d], " - k ",
-        reach(w, d), ")/stride ", w.stride[d], " + 1 must be >= 1",
-        w.dil[d] > 1
-            ? text(" (kernel_size ", w.kernel[d], " dilated by ", w.dil[d], " covers k ", reach(w, d), ")")
-            : "");
+        reach(w, d), ")/stride ", w.stride[d], " + 1 must be >= 1", Covered{w, d});
 }
 
 void check_not_empty(const std::string& op, const std::vector<std::int64_t>& sizes, std::size_t first) {
   for (std::size_t i = first; i < sizes.size(); ++i)
-    check(sizes[i] > 0, op, ": input of size ", sizes_text(sizes), " has dimension ", i,
+    check(sizes[i] > 0, op, ": input of size ", Shape{sizes}, " has dimension ", i,
           " of size zero; only the batch ", first > 1 ? "and channels " : "", "may be empty");
 }
 
 std::string pool_name(const char* stem, const std::vector<std::int64_t>& sizes) {
-  check(sizes.size() >= 3 && sizes.size() <= 5, stem, ": got input of size ", sizes_text(sizes),
+  check(sizes.size() >= 3 && sizes.size() <= 5, stem, ": got input of size ", Shape{sizes},
         ", must be (n, c) and 1 to 3 spatial dimensions");
-  return text(stem, sizes.size() - 2, "d");
+  return stem + std::to_string(sizes.size() - 2) + "d";
 }
 
 }  // namespace convnorm

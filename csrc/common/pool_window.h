@@ -2,6 +2,7 @@
 // lists of ints per spatial dimension. Torch-free.
 #pragma once
 
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -9,6 +10,19 @@
 #include "common/window.h"
 
 namespace convnorm {
+
+// Parts of messages that are put into words only when a check fails: a call has no time for that.
+struct InDim {
+  int d;
+};
+inline std::ostream& operator<<(std::ostream& out, InDim dim) {
+  return out << " (" << dim_name(dim.d) << ")";
+}
+
+struct Shape {
+  const std::vector<std::int64_t>& sizes;
+};
+std::ostream& operator<<(std::ostream& out, const Shape& shape);
 
 // `values` as d, h, w, or the error that `argument` has the wrong number of them.
 Dims lifted(const std::string& op, const char* argument, const std::vector<std::int64_t>& values, int dims,

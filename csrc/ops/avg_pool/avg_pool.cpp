@@ -88,9 +88,8 @@ Tensor pool(const std::string& op, Params p, const Tensor& input) {
 
 Tensor spread(const std::string& op, Params p, const Tensor& grad_output, const Ints& sizes,
               bool channels_last) {
-  const Ints pooled = pooled_sizes(p, sizes);
-  check(sizes_of(grad_output) == pooled, op, ": grad_output of size ", shape_text(grad_output), ", must be ",
-        shape_text(pooled));
+  const Ints pooled = pooled_sizes(p, sizes), given = sizes_of(grad_output);
+  check(given == pooled, op, ": grad_output of size ", Shape{given}, ", must be ", Shape{pooled});
   p.dtype = float_dtype(op.c_str(), "grad_output", grad_output);
   const bool last = channels_last && sizes.size() > 3;
   Tensor grad_input = empty(grad_output, sizes, last ? Layout::channels_last : Layout::contiguous);
@@ -128,8 +127,8 @@ Tensor adaptive_forward(Tensor input, Ints output_size) {
 Tensor adaptive_backward(Tensor grad_output, Ints input_size, bool channels_last) {
   const std::string op = pool_name("adaptive_avg_pool", input_size) + "_backward";
   const Ints pooled = sizes_of(grad_output);
-  check(pooled.size() == input_size.size(), op, ": grad_output of size ", shape_text(grad_output),
-        " does not belong to an input of size ", shape_text(input_size));
+  check(pooled.size() == input_size.size(), op, ": grad_output of size ", Shape{pooled},
+        " does not belong to an input of size ", Shape{input_size});
   const Params p = adaptive(op, input_size, Ints(pooled.begin() + 2, pooled.end()));
   return spread(op, p, grad_output, input_size, channels_last);
 }

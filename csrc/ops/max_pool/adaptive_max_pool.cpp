@@ -56,12 +56,11 @@ std::tuple<Tensor, Tensor> forward(Tensor input, Ints output_size, bool return_i
 
 Tensor backward(Tensor grad_output, Tensor indices, Ints input_size, bool channels_last) {
   const std::string op = pool_name("adaptive_max_pool", input_size) + "_backward";
-  const Ints pooled = sizes_of(indices);
+  const Ints pooled = sizes_of(indices), given = sizes_of(grad_output);
   check(pooled.size() == input_size.size() && pooled[0] == input_size[0] && pooled[1] == input_size[1], op,
-        ": indices of size ", shape_text(pooled), " do not belong to an input of size ",
-        shape_text(input_size));
-  check(sizes_of(grad_output) == pooled, op, ": grad_output of size ", shape_text(grad_output),
-        " must have the indices' size ", shape_text(pooled));
+        ": indices of size ", Shape{pooled}, " do not belong to an input of size ", Shape{input_size});
+  check(given == pooled, op, ": grad_output of size ", Shape{given}, " must have the indices' size ",
+        Shape{pooled});
   check(indices.scalar_type() == ScalarType::Long, op, ": indices have dtype ",
         dtype_name(indices.scalar_type()), ", must be int64");
   check_same_device(op.c_str(), "grad_output", grad_output, "indices", indices);

@@ -33,24 +33,23 @@ Params problem(const std::string& op, const Tensor& indices, const Ints& unpoole
 }
 
 Tensor forward(Tensor input, Tensor indices, Ints output_size) {
-  const Ints sizes = sizes_of(input);
+  const Ints sizes = sizes_of(input), given = sizes_of(indices);
   const std::string op = pool_name("max_unpool", sizes);
-  check(sizes_of(indices) == sizes, op, ": indices of size ", shape_text(indices),
-        " must have the input's size ", shape_text(sizes));
+  check(given == sizes, op, ": indices of size ", Shape{given}, " must have the input's size ", Shape{sizes});
   check_same_device(op.c_str(), "input", input, "indices", indices);
   Params p = problem(op, indices, output_size);
   p.dtype = float_dtype(op.c_str(), "input", input);
   Ints unpooled{p.n, p.c};
   unpooled.insert(unpooled.end(), output_size.begin(), output_size.end());
   for (const std::int64_t size : unpooled)
-    check_value(size >= 0, op, ": output_size ", shape_text(output_size), " must be non-negative");
+    check_value(size >= 0, op, ": output_size ", Shape{output_size}, " must be non-negative");
   Tensor output = empty(input, unpooled, suggested_layout(input));
   p.input = strides_of(output);
   p.output = strides_of(input);
   if (p.n == 0) return output;
   const BadIndex bad = place_indices(p, input.data_ptr(), indices.data_ptr(), output.data_ptr());
   check(!bad.found, op, ": found an invalid max index ", bad.index, " in indices; with output_size ",
-        shape_text(output_size), " it must be in [0, ", plane(p), ")");
+        Shape{output_size}, " it must be in [0, ", plane(p), ")");
   return output;
 }
 
@@ -58,8 +57,7 @@ Tensor backward(Tensor grad_output, Tensor indices) {
   const Ints sizes = sizes_of(grad_output), pooled = sizes_of(indices);
   const std::string op = pool_name("max_unpool", sizes) + "_backward";
   check(pooled.size() == sizes.size() && pooled[0] == sizes[0] && pooled[1] == sizes[1], op,
-        ": indices of size ", shape_text(indices), " do not belong to grad_output of size ",
-        shape_text(grad_output));
+        ": indices of size ", Shape{pooled}, " do not belong to grad_output of size ", Shape{sizes});
   check_same_device(op.c_str(), "grad_output", grad_output, "indices", indices);
   Params p = problem(op, indices, Ints(sizes.begin() + 2, sizes.end()));
   p.dtype = float_dtype(op.c_str(), "grad_output", grad_output);
