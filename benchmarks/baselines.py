@@ -136,12 +136,38 @@ def conv(problem: Problem, layout: str, dtype: torch.dtype) -> Iterator[Contest]
     yield contest("conv_backward", problem, layout, operands, ours, theirs, 2 * flops, 2 * moved, "backward")
 
 
-def max_pool(problem: Problem, layout: str, dtype: torch.dtype) -> Iterator[Contest]:
+def pool(op: str, name: str, problem: Problem, layout: str, dtype: torch.dtype) -> Iterator[Contest]:
+    """Forward while autograd records, and backward, of a function of one tensor."""
     operands = {"input": random(problem.shapes[0], dtype, layout)}
-    ours, theirs = (lambda m=m, **t: m.max_pool2d(**t, **problem.arguments) for m in (CF, F))
+    ours, theirs = (lambda m=m, **t: getattr(m, name)(**t, **problem.arguments) for m in (CF, F))
     moved = size(operands["input"], theirs(**operands))
-    yield contest("max_pool", problem, layout, operands, ours, theirs, 0, moved, "training")
-    yield contest("max_pool_backward", problem, layout, operands, ours, theirs, 0, moved, "backward")
+    yield contest(op, problem, layout, operands, ours, theirs, 0, moved, "training")
+    yield contest(f"{op}_backward", problem, layout, operands, ours, theirs, 0, moved, "backward")
+
+
+def max_pool(problem: Problem, layout: str, dtype: torch.dtype) -> Iterator[Contest]:
+    yield from pool("max_pool", "max_pool2d", problem, layout, dtype)
+
+
+def avg_pool(problem: Problem, layout: str, dtype: torch.dtype) -> Iterator[Contest]:
+    adaptive = "output_size" in problem.arguments
+    yield from pool("avg_pool", "adaptive_avg_pool2d" if adaptive else "avg_pool2d", problem, layout, dtype)
+
+
+def adaptive_max_pool(problem: Problem, layout: str, dtype: torch.dtype) -> Iterator[Contest]:
+    yield from pool("adaptive_max_pool", "adaptive_max_pool2d", problem, layout, dtype)
+
+
+def max_unpool(problem: Problem, layout: str, dtype: torch.dtype) -> Iterator[Contest]:
+    n, c, h, w = problem.shapes[0]
+    k = problem.arguments["kernel_size"]
+    whole = random((n, c, h * k, w * k), dtype, layout)
+    pooled, indices = F.max_pool2d(whole, **problem.arguments, return_indices=True)
+    operands = {"input": pooled}
+    ours, theirs = (lambda m=m, **t: m.max_unpool2d(**t, indices=indices, **problem.arguments) for m in (CF, F))
+    moved = size(pooled, indices, whole)
+    yield contest("max_unpool", problem, layout, operands, ours, theirs, 0, moved, "inference")
+    yield contest("max_unpool_backward", problem, layout, operands, ours, theirs, 0, moved, "backward")
 
 
 def batch_norm(problem: Problem, layout: str, dtype: torch.dtype) -> Iterator[Contest]:
@@ -171,7 +197,14 @@ def batch_norm(problem: Problem, layout: str, dtype: torch.dtype) -> Iterator[Co
     yield rows("batch_norm_eval", 2 * size(x), "inference")
 
 
-ROOMS = {"conv": conv, "max_pool": max_pool, "batch_norm": batch_norm}
+ROOMS = {
+    "conv": conv,
+    "max_pool": max_pool,
+    "adaptive_max_pool": adaptive_max_pool,
+    "max_unpool": max_unpool,
+    "avg_pool": avg_pool,
+    "batch_norm": batch_norm,
+}
 
 
 def layouts(problem: Problem, wanted: list[str]) -> list[str]:

@@ -47,3 +47,9 @@ def autocast_lower(device: torch.device, *tensors: Tensor | None) -> tuple[Tenso
     return tuple(
         t if t is None or not t.dtype.is_floating_point or t.dtype == torch.float64 else t.to(dtype) for t in tensors
     )
+
+
+def autocast_float32(input: Tensor) -> Tensor:
+    """torch's autocast rule on the CPU for 3d average and adaptive pooling and un-pooling: 16 bits become float32."""
+    half = input.dtype in (torch.bfloat16, torch.float16)
+    return input.float() if half and input.device.type == "cpu" and torch.is_autocast_enabled("cpu") else input

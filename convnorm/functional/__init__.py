@@ -7,9 +7,20 @@ from __future__ import annotations
 
 import torch
 
+from .adaptive_pooling import (
+    adaptive_avg_pool1d,
+    adaptive_avg_pool2d,
+    adaptive_avg_pool3d,
+    adaptive_max_pool1d,
+    adaptive_max_pool1d_with_indices,
+    adaptive_max_pool2d,
+    adaptive_max_pool2d_with_indices,
+    adaptive_max_pool3d,
+    adaptive_max_pool3d_with_indices,
+)
+from .avg_pooling import avg_pool1d, avg_pool2d, avg_pool3d
 from .conv import conv1d, conv2d, conv3d
-from .norm import batch_norm, batch_norm_act
-from .pooling import (
+from .max_pooling import (
     max_pool1d,
     max_pool1d_with_indices,
     max_pool2d,
@@ -17,8 +28,22 @@ from .pooling import (
     max_pool3d,
     max_pool3d_with_indices,
 )
+from .norm import batch_norm, batch_norm_act
+from .unpooling import max_unpool1d, max_unpool2d, max_unpool3d
 
 __all__ = [
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool1d_with_indices",
+    "adaptive_max_pool2d",
+    "adaptive_max_pool2d_with_indices",
+    "adaptive_max_pool3d",
+    "adaptive_max_pool3d_with_indices",
+    "avg_pool1d",
+    "avg_pool2d",
+    "avg_pool3d",
     "batch_norm",
     "batch_norm_act",
     "conv1d",
@@ -30,6 +55,9 @@ __all__ = [
     "max_pool2d_with_indices",
     "max_pool3d",
     "max_pool3d_with_indices",
+    "max_unpool1d",
+    "max_unpool2d",
+    "max_unpool3d",
 ]
 
 # FX graphs keep each functional as one node. The modules call them as attributes of this package.

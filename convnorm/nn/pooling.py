@@ -11,42 +11,108 @@ class MaxPool1d(nn.MaxPool1d):
     """:class:`torch.nn.MaxPool1d` computed by :func:`convnorm.functional.max_pool1d`: same arguments."""
 
     def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        return CF.max_pool1d(
-            input,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.ceil_mode,
-            self.return_indices,
-        )
+        window = self.kernel_size, self.stride, self.padding, self.dilation
+        return CF.max_pool1d(input, *window, self.ceil_mode, self.return_indices)
 
 
 class MaxPool2d(nn.MaxPool2d):
     """:class:`torch.nn.MaxPool2d` computed by :func:`convnorm.functional.max_pool2d`: same arguments."""
 
     def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        return CF.max_pool2d(
-            input,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.ceil_mode,
-            self.return_indices,
-        )
+        window = self.kernel_size, self.stride, self.padding, self.dilation
+        return CF.max_pool2d(input, *window, self.ceil_mode, self.return_indices)
 
 
 class MaxPool3d(nn.MaxPool3d):
     """:class:`torch.nn.MaxPool3d` computed by :func:`convnorm.functional.max_pool3d`: same arguments."""
 
     def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        return CF.max_pool3d(
-            input,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.ceil_mode,
-            self.return_indices,
-        )
+        window = self.kernel_size, self.stride, self.padding, self.dilation
+        return CF.max_pool3d(input, *window, self.ceil_mode, self.return_indices)
+
+
+class AvgPool1d(nn.AvgPool1d):
+    """:class:`torch.nn.AvgPool1d` computed by :func:`convnorm.functional.avg_pool1d`: same arguments."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        window = self.kernel_size, self.stride, self.padding
+        return CF.avg_pool1d(input, *window, self.ceil_mode, self.count_include_pad)
+
+
+class AvgPool2d(nn.AvgPool2d):
+    """:class:`torch.nn.AvgPool2d` computed by :func:`convnorm.functional.avg_pool2d`: same arguments."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        window = self.kernel_size, self.stride, self.padding
+        return CF.avg_pool2d(input, *window, self.ceil_mode, self.count_include_pad, self.divisor_override)
+
+
+class AvgPool3d(nn.AvgPool3d):
+    """:class:`torch.nn.AvgPool3d` computed by :func:`convnorm.functional.avg_pool3d`: same arguments."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        window = self.kernel_size, self.stride, self.padding
+        return CF.avg_pool3d(input, *window, self.ceil_mode, self.count_include_pad, self.divisor_override)
+
+
+class AdaptiveAvgPool1d(nn.AdaptiveAvgPool1d):
+    """:class:`torch.nn.AdaptiveAvgPool1d` computed by :func:`convnorm.functional.adaptive_avg_pool1d`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return CF.adaptive_avg_pool1d(input, self.output_size)
+
+
+class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
+    """:class:`torch.nn.AdaptiveAvgPool2d` computed by :func:`convnorm.functional.adaptive_avg_pool2d`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return CF.adaptive_avg_pool2d(input, self.output_size)
+
+
+class AdaptiveAvgPool3d(nn.AdaptiveAvgPool3d):
+    """:class:`torch.nn.AdaptiveAvgPool3d` computed by :func:`convnorm.functional.adaptive_avg_pool3d`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return CF.adaptive_avg_pool3d(input, self.output_size)
+
+
+class AdaptiveMaxPool1d(nn.AdaptiveMaxPool1d):
+    """:class:`torch.nn.AdaptiveMaxPool1d` computed by :func:`convnorm.functional.adaptive_max_pool1d`."""
+
+    def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return CF.adaptive_max_pool1d(input, self.output_size, self.return_indices)
+
+
+class AdaptiveMaxPool2d(nn.AdaptiveMaxPool2d):
+    """:class:`torch.nn.AdaptiveMaxPool2d` computed by :func:`convnorm.functional.adaptive_max_pool2d`."""
+
+    def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return CF.adaptive_max_pool2d(input, self.output_size, self.return_indices)
+
+
+class AdaptiveMaxPool3d(nn.AdaptiveMaxPool3d):
+    """:class:`torch.nn.AdaptiveMaxPool3d` computed by :func:`convnorm.functional.adaptive_max_pool3d`."""
+
+    def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return CF.adaptive_max_pool3d(input, self.output_size, self.return_indices)
+
+
+class MaxUnpool1d(nn.MaxUnpool1d):
+    """:class:`torch.nn.MaxUnpool1d` computed by :func:`convnorm.functional.max_unpool1d`: same arguments."""
+
+    def forward(self, input: Tensor, indices: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return CF.max_unpool1d(input, indices, self.kernel_size, self.stride, self.padding, output_size)
+
+
+class MaxUnpool2d(nn.MaxUnpool2d):
+    """:class:`torch.nn.MaxUnpool2d` computed by :func:`convnorm.functional.max_unpool2d`: same arguments."""
+
+    def forward(self, input: Tensor, indices: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return CF.max_unpool2d(input, indices, self.kernel_size, self.stride, self.padding, output_size)
+
+
+class MaxUnpool3d(nn.MaxUnpool3d):
+    """:class:`torch.nn.MaxUnpool3d` computed by :func:`convnorm.functional.max_unpool3d`: same arguments."""
+
+    def forward(self, input: Tensor, indices: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return CF.max_unpool3d(input, indices, self.kernel_size, self.stride, self.padding, output_size)

@@ -13,6 +13,13 @@ def transforms_active() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
+def derivative_wanted(input: torch.Tensor) -> bool:
+    """True when something may later ask for a derivative with respect to input."""
+    if torch.is_grad_enabled() and input.requires_grad:
+        return True
+    return not torch.compiler.is_compiling() and (transforms_active() or forward_ad._current_level >= 0)
+
+
 class Function(torch.autograd.Function):
     """``setup_context``-style autograd.Function around an opaque op.
 

@@ -24,6 +24,19 @@ struct Window {
 // The extent that a window covers: dilation * (kernel - 1) + 1.
 inline std::int64_t reach(const Window& w, int d) { return w.dil[d] * (w.kernel[d] - 1) + 1; }
 
+// Coordinates [begin, end) of one dimension.
+struct Span {
+  std::int64_t begin, end;
+  std::int64_t size() const { return end - begin; }
+  bool operator==(const Span& other) const { return begin == other.begin && end == other.end; }
+};
+
+// Window o when `in` elements are shared among `out` windows (adaptive pooling): from floor(o*in/out) to
+// ceil((o+1)*in/out), so windows overlap or repeat where `out` does not divide `in`.
+inline Span adaptive_span(std::int64_t in, std::int64_t out, std::int64_t o) {
+  return {o * in / out, ((o + 1) * in + out - 1) / out};
+}
+
 // `values` of 1, 2 or 3 spatial dimensions, in front of which `fill` is put.
 inline Dims lift(const std::int64_t* values, int n, std::int64_t fill) {
   Dims out{fill, fill, fill};

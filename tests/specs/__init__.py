@@ -1,6 +1,7 @@
 """One OpSpec per op: the description that parity tests, contract tests and benchmarks all read.
 
-A new op is one file in this folder with a module-level ``SPEC``; every generic test then runs on it.
+A new op is one file in this folder with a module-level ``SPEC``, or ``SPECS`` where a room has several ops; every
+generic test then runs on it.
 """
 
 from __future__ import annotations
@@ -134,6 +135,7 @@ def compare(spec: OpSpec, inputs: Inputs, dtype: torch.dtype, kind: str = "norma
 
 
 def all_specs() -> list[OpSpec]:
-    """The SPEC of every file in this folder, by name."""
+    """The SPEC, or all SPECS, of every file in this folder, by name of the file."""
     names = sorted(m.name for m in pkgutil.iter_modules(__path__))
-    return [importlib.import_module(f"{__name__}.{name}").SPEC for name in names]
+    modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
+    return [spec for module in modules for spec in getattr(module, "SPECS", [module.SPEC])]

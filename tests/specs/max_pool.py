@@ -1,4 +1,4 @@
-"""Max pooling in one, two and three dimensions."""
+"""Max pooling in one, two and three dimensions: windows, adaptive windows, and un-pooling."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 import convnorm.functional as CF
 from convnorm.ops.max_pool import INDICES, NOTHING, OFFSETS, output_size
 
-from . import Case, OpSpec
+from . import Case, OpSpec, arrange, random_inputs
 
 
 def case(reason, input, kernel_size, small=False, **kwargs):
@@ -132,3 +132,127 @@ SPEC = OpSpec(
     bytes=moved,
     exact=True,
 )
+
+# --- adaptive -----------------------------------------------------------------------------------------------
+
+
+def adaptive_case(reason, input, output_size, small=False):
+    return Case(reason, {"input": input}, {"output_size": output_size}, small)
+
+
+ADAPTIVE_CASES = [
+    adaptive_case("1d", (2, 3, 11), 4, small=True),
+    adaptive_case("2d of windows that overlap", (2, 3, 7, 10), (4, 7), small=True),
+    adaptive_case("3d", (1, 2, 4, 5, 6), (2, 3, 4), small=True),
+    adaptive_case("channels fill vectors", (1, 9, 6, 5), (4, 3), small=True),
+    adaptive_case("the maximum of each plane", (2, 24, 7, 7), 1, small=True),
+    adaptive_case("the maximum of a volume", (2, 9, 5, 6, 7), 1),
+    adaptive_case("7x7 from 14", (2, 16, 14, 14), 7),
+    adaptive_case("7x7 from 10", (2, 16, 10, 10), 7),
+    adaptive_case("larger than the input", (2, 9, 3, 4), (7, 9), small=True),
+    adaptive_case("the input's own size", (2, 9, 5, 6), (5, 6)),
+    adaptive_case("rows are merged, columns are not", (2, 9, 6, 20), (1, 4)),
+    adaptive_case("wide", (1, 2, 3, 700), (2, 300)),
+    adaptive_case("one window wider than a piece", (1, 9, 2, 900), (2, 2)),
+    adaptive_case("single pixels", (2, 70, 1, 1), 1),
+    adaptive_case("empty batch", (0, 3, 8, 8), 3),
+    *(adaptive_case(f"{c} channels at the vector edge", (1, c, 9, 7), 4) for c in (4, 7, 8, 15, 16, 17, 33)),
+]
+
+
+def by_dimension(module, stem):
+    return lambda input, **kwargs: getattr(module, f"{stem}{input.dim() - 2}d")(input, **kwargs)
+
+
+def adaptive_size(n, output_size):
+    return [output_size] * n if isinstance(output_size, int) else list(output_size)
+
+
+def adaptive_raw(input, output_size):
+    ops, sizes = torch.ops.convnorm, adaptive_size(input.dim() - 2, output_size)
+    out, indices = ops.adaptive_max_pool_forward(input, sizes, True)
+    last = not input.is_contiguous()
+    return [
+        (ops.adaptive_max_pool_forward.default, (input, sizes, False)),
+        (ops.adaptive_max_pool_forward.default, (input, sizes, True)),
+        (ops.adaptive_max_pool_backward.default, (out, indices, list(input.shape), last)),
+    ]
+
+
+def adaptive_moved(case, itemsize):
+    n, c, *spatial = case.shapes["input"]
+    outputs = n * c * math.prod(adaptive_size(len(spatial), case.kwargs["output_size"]))
+    return itemsize * math.prod(case.shapes["input"]) + (itemsize + 8) * outputs
+
+
+ADAPTIVE = OpSpec(
+    name="adaptive_max_pool",
+    cases=ADAPTIVE_CASES,
+    ours=by_dimension(CF, "adaptive_max_pool"),
+    theirs=by_dimension(F, "adaptive_max_pool"),
+    grads=("input",),
+    raw=adaptive_raw,
+    flops=lambda case: math.prod(case.shapes["input"]),
+    bytes=adaptive_moved,
+    exact=True,
+)
+
+# --- un-pooling ---------------------------------------------------------------------------------------------
+
+
+def unpool_case(reason, input, output_size, kernel_size, small=False, **kwargs):
+    """output_size is always given: it is the plane that the indices come from."""
+    arguments = {"kernel_size": kernel_size, "output_size": output_size} | kwargs
+    return Case(reason, {"input": input}, arguments, small)
+
+
+UNPOOL_CASES = [  # windows that do not overlap: torch's threads race for an index that is there twice
+    unpool_case("1d", (2, 3, 5), (10,), 2, small=True),
+    unpool_case("2d with a remainder", (2, 3, 4, 5), (9, 11), 2, small=True),
+    unpool_case("3d", (1, 2, 2, 3, 2), (4, 6, 6), (2, 2, 3), small=True),
+    unpool_case("channels fill vectors", (1, 9, 3, 2), (6, 4), 2, small=True),
+    unpool_case("stride larger than the kernel", (2, 3, 3, 4), (8, 11), 2, stride=3),
+    unpool_case("padding", (2, 5, 3, 3), (7, 7), 3, stride=3, padding=1),
+    unpool_case("one value per plane", (2, 70, 1, 1), (4, 4), 4),
+    unpool_case("single pixels", (2, 70, 1, 1), (1, 1), 1),
+    unpool_case("empty batch", (0, 3, 2, 2), (4, 4), 2),
+    *(unpool_case(f"{c} channels at the slab edge", (2, c, 3, 3), (6, 6), 2) for c in (1, 63, 64, 65, 130)),
+]
+
+
+def unpool_inputs(case, dtype, layout="contiguous", seed=0, kind="normal"):
+    inputs = random_inputs(case, dtype, layout, seed, kind)
+    shape, window = inputs["input"].shape, {k: v for k, v in case.kwargs.items() if k != "output_size"}
+    whole = torch.randn(*shape[:2], *case.kwargs["output_size"], generator=torch.Generator().manual_seed(seed))
+    pooled, indices = getattr(F, f"max_pool{len(shape) - 2}d")(whole, return_indices=True, **window)
+    assert pooled.shape == shape, f"{case}: a plane of {whole.shape[2:]} pools to {pooled.shape}"
+    return inputs | {"indices": arrange(indices, layout)}
+
+
+def unpool_raw(input, indices, output_size, **window):
+    ops, size = torch.ops.convnorm, list(output_size)
+    grad = ops.max_unpool_forward(input, indices, size)
+    return [
+        (ops.max_unpool_forward.default, (input, indices, size)),
+        (ops.max_unpool_backward.default, (grad, indices)),
+    ]
+
+
+def unpool_outputs(case):
+    return math.prod(case.shapes["input"][:2]) * math.prod(case.kwargs["output_size"])
+
+
+UNPOOL = OpSpec(
+    name="max_unpool",
+    cases=UNPOOL_CASES,
+    ours=by_dimension(CF, "max_unpool"),
+    theirs=by_dimension(F, "max_unpool"),
+    grads=("input",),
+    raw=unpool_raw,
+    flops=unpool_outputs,
+    bytes=lambda case, itemsize: (itemsize + 8) * math.prod(case.shapes["input"]) + itemsize * unpool_outputs(case),
+    exact=True,
+    inputs=unpool_inputs,
+)
+
+SPECS = [SPEC, ADAPTIVE, UNPOOL]

@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "common/pool_window.h"
 #include "common/registry.h"
 #include "common/tensor.h"
 
@@ -10,43 +11,6 @@ namespace convnorm::max_pool {
 namespace {
 
 // --- geometry and checks -------------------------------------------------------------------------
-
-std::int64_t floor_div(std::int64_t a, std::int64_t b) { return a / b - (a % b != 0 && (a < 0) != (b < 0)); }
-
-void check_window(const std::string& op, const Window& w, int dims) {
-  for (int d = kSpatial - dims; d < kSpatial; ++d) {
-    const std::string in_dim = text(" (", dim_name(d), ")");
-    check(w.kernel[d] > 0, op, ": kernel_size ", w.kernel[d], in_dim, " must be greater than zero");
-    check(w.stride[d] > 0, op, ": stride ", w.stride[d], in_dim,
-          " must be greater than zero; stride should not be zero");
-    check(w.dil[d] > 0, op, ": dilation ", w.dil[d], in_dim, " must be greater than zero");
-    check(w.pad[d] >= 0, op, ": padding ", w.pad[d], in_dim, " must be non-negative");
-    check(w.pad[d] <= w.kernel[d] / 2, op, ": padding ", w.pad[d], in_dim,
-          " must be at most half of kernel_size ", w.kernel[d]);
-  }
-}
-
-// torch's rule: with ceil_mode, a last window that would start in the high padding is dropped.
-std::int64_t output_size(const Window& w, int d, std::int64_t in, bool ceil_mode) {
-  const std::int64_t span = in + 2 * w.pad[d] - reach(w, d);
-  const std::int64_t out = floor_div(span + (ceil_mode ? w.stride[d] - 1 : 0), w.stride[d]) + 1;
-  return ceil_mode && (out - 1) * w.stride[d] >= in + w.pad[d] ? out - 1 : out;
-}
-
-void check_output(const std::string& op, const Params& p, int d) {
-  const Window& w = p.window;
-  check(p.out[d] >= 1, op, ": output ", dim_name(d), " (", p.out[d], ") = (in ", p.in[d], " + 2*pad ",
-        w.pad[d], " - k ", reach(w, d), ")/stride ", w.stride[d], " + 1 must be >= 1",
-        w.dil[d] > 1
-            ? text(" (kernel_size ", w.kernel[d], " dilated by ", w.dil[d], " covers k ", reach(w, d), ")")
-            : "");
-}
-
-Dims lifted(const std::string& op, const char* argument, const Ints& values, int dims, std::int64_t fill) {
-  check(static_cast<int>(values.size()) == dims, op, ": ", argument, " has ", values.size(),
-        " values, must have ", dims, ", one per spatial dimension");
-  return lift(values.data(), dims, fill);
-}
 
 struct Geometry {
   Ints kernel, stride, padding, dilation;
@@ -61,21 +25,15 @@ Params problem(const std::string& op, const Ints& sizes, const Geometry& g) {
   w.stride = lifted(op, "stride", g.stride, dims, 1);
   w.pad = w.pad_hi = lifted(op, "padding", g.padding, dims, 0);
   w.dil = lifted(op, "dilation", g.dilation, dims, 1);
-  check_window(op, w, dims);
-  for (std::size_t i = 1; i < sizes.size(); ++i)
-    check(sizes[i] > 0, op, ": input of size ", shape_text(sizes), " has dimension ", i,
-          " of size zero; only the batch may be empty");
+  check_pool_window(op, w, dims);
+  check_not_empty(op, sizes);
   p.n = sizes[0];
   p.c = sizes[1];
   p.in = lift(sizes.data() + 2, dims, 1);
   return p;
 }
 
-std::string op_name(const Ints& sizes) {
-  check(sizes.size() >= 3 && sizes.size() <= kMaxDims, "max_pool: got input of size ", shape_text(sizes),
-        ", must be (n, c) and 1 to 3 spatial dimensions");
-  return text("max_pool", sizes.size() - 2, "d");
-}
+std::string op_name(const Ints& sizes) { return pool_name("max_pool", sizes); }
 
 Ints sizes_of(const Tensor& t) { return {t.sizes().begin(), t.sizes().end()}; }
 
@@ -111,8 +69,8 @@ std::tuple<Tensor, Tensor> forward(Tensor input, Ints kernel, Ints stride, Ints 
   const int dims = static_cast<int>(sizes.size()) - 2;
   Params p = problem(op, sizes, {kernel, stride, padding, dilation});
   for (int d = kSpatial - dims; d < kSpatial; ++d) {
-    p.out[d] = output_size(p.window, d, p.in[d], ceil_mode);
-    check_output(op, p, d);
+    p.out[d] = pooled_size(p.window, d, p.in[d], ceil_mode);
+    check_pooled_size(op, p.window, d, p.in[d], p.out[d]);
   }
   p.dtype = float_dtype(op.c_str(), "input", input);
   p.record = recorded_kind(op, p, record);
@@ -140,8 +98,8 @@ Params recorded_problem(const std::string& op, const Ints& input_size, const Geo
   const int dims = static_cast<int>(pooled.size()) - 2;
   p.out = lift(pooled.data() + 2, dims, 1);
   for (int d = kSpatial - dims; d < kSpatial; ++d) {
-    const std::int64_t least = output_size(p.window, d, p.in[d], false);
-    const std::int64_t most = output_size(p.window, d, p.in[d], true);
+    const std::int64_t least = pooled_size(p.window, d, p.in[d], false);
+    const std::int64_t most = pooled_size(p.window, d, p.in[d], true);
     check(p.out[d] == least || p.out[d] == most, op, ": argmax has ", dim_name(d), " ", p.out[d],
           ", must be ", least, most == least ? "" : text(" (", most, " with ceil_mode)"));
   }

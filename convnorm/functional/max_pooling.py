@@ -1,4 +1,4 @@
-"""Pooling under torch.nn.functional's names."""
+"""Max pooling under torch.nn.functional's names."""
 
 from __future__ import annotations
 
@@ -6,20 +6,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from .._args import add_batch, ntuple, require_float
-from ..ops._function import transforms_active
+from ..ops._function import derivative_wanted
 from ..ops.max_pool import INDICES, NOTHING, OFFSETS, MaxPool
 
 _Size = int | Sequence[int]
-
-
-def _derivative_wanted(input: Tensor) -> bool:
-    """True when something may later ask for a derivative with respect to input."""
-    if torch.is_grad_enabled() and input.requires_grad:
-        return True
-    return not torch.compiler.is_compiling() and (transforms_active() or forward_ad._current_level >= 0)
 
 
 def _max_pool(n: int, input: Tensor, kernel_size: _Size, stride: _Size | None, padding: _Size,
@@ -31,7 +23,7 @@ def _max_pool(n: int, input: Tensor, kernel_size: _Size, stride: _Size | None, p
     strides = ntuple(op, "stride", stride, n) if given else kernel  # type: ignore[arg-type]
     pads, dilations = ntuple(op, "padding", padding, n), ntuple(op, "dilation", dilation, n)
     x, unbatched = add_batch(op, input, n)
-    record = INDICES if return_indices else OFFSETS if _derivative_wanted(input) else NOTHING
+    record = INDICES if return_indices else OFFSETS if derivative_wanted(input) else NOTHING
     call = MaxPool.call if record else MaxPool.forward
     out, argmax = call(x, kernel, strides, pads, dilations, bool(ceil_mode), record)
     if unbatched:

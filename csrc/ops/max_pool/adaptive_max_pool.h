@@ -1,0 +1,51 @@
+// Adaptive max pooling, and what works by recorded indices alone: its backward, and max un-pooling.
+//
+//   adaptive   out[n,c,o]  = max over i in window o of in[n,c,i]     (adaptive_span, common/window.h)
+//              idx[n,c,o]  = where it was: (i_d*in_h + i_h)*in_w + i_w
+//   spread     plane[n,c,i] = sum over o with idx[n,c,o] == i of value[n,c,o]     (adaptive's backward)
+//   place      plane[n,c,i] = value[n,c,o] of the last o with idx[n,c,o] == i, or 0   (un-pooling)
+//   pick       value[n,c,o] = plane[n,c,idx[n,c,o]]       (the transpose of both: un-pooling's backward)
+//
+// Of equal values the first in row-major order wins, of several NaN the last, as in max_pool.h.
+//
+// Params are those of max_pool.h without a window: `in` and `input` are the plane, `out`, `output` and
+// `argmax` the values and their indices (always int64).
+//
+// This header is torch-free: it is the contract between the host files (adaptive_max_pool.cpp,
+// max_unpool.cpp) and the kernels (cpu/).
+#pragma once
+
+#include "ops/max_pool/max_pool.h"
+
+namespace convnorm::max_pool {
+
+// The same problem with the dimensions that one window spans merged, where memory allows: an index in the run
+// is the index in the plane.
+Params merged(const Params& p);
+
+std::span<const Kernel<ForwardFn>> adaptive_kernels();
+
+// What each instruction set exports; indices may be null.
+struct AdaptiveKernels {
+  ForwardFn channels;  // vectors over channels (cpu/adaptive_max_pool_channels.h)
+  ForwardFn planes;    // vectors over planes (cpu/adaptive_max_pool_planes.h)
+};
+extern const AdaptiveKernels adaptive_generic;
+#if defined(__x86_64__)
+extern const AdaptiveKernels adaptive_avx2, adaptive_avx512;
+#endif
+
+// Scalar code (cpu/max_pool_indices.cpp). The plane of spread and place is dense in either layout.
+void adaptive_direct(const Params& p, const void* input, void* output, void* indices);
+// Indices outside the plane add nothing.
+void spread_indices(const Params& p, const void* values, const void* indices, void* plane);
+// Indices outside the plane give 0.
+void pick_indices(const Params& p, const void* plane, const void* indices, void* values);
+// The first index outside the plane, in row-major order, or none.
+struct BadIndex {
+  bool found = false;
+  std::int64_t index = 0;
+};
+BadIndex place_indices(const Params& p, const void* values, const void* indices, void* plane);
+
+}  // namespace convnorm::max_pool

@@ -1,0 +1,56 @@
+// The ordered list of adaptive max pooling's kernels, what each of them refuses, and the merging of
+// dimensions.
+#include "ops/max_pool/adaptive_max_pool.h"
+
+#include "common/registry.h"
+
+namespace convnorm::max_pool {
+namespace {
+
+const char* refuse_large(const Params& p) {
+  return plane(p) > std::numeric_limits<std::int32_t>::max() ? "positions need more than 31 bits" : nullptr;
+}
+
+template <int kBytes>
+const char* refuse_channels(const Params& p) {
+  if (p.input.c != 1 || p.output.c != 1) return "channels are not adjacent in input and output";
+  if (p.c < kBytes / (p.dtype == DType::f64 ? 8 : 4)) return "fewer channels than vector lanes";
+  return refuse_large(p);
+}
+
+constexpr const char* kChannels = "vectors over channels, best value and index in registers";
+constexpr const char* kPlanes = "vectors over planes, turned into lanes row by row";
+
+const Register<Kernel<ForwardFn>> register_adaptive("adaptive_max_pool_forward", adaptive_kernels());
+
+}  // namespace
+
+Params merged(const Params& p) {
+  Params m = p;
+  for (int d = 1; d >= 0; --d) {
+    const bool dense = m.in[d] == 1 || m.input.s[d] == m.in[2] * m.input.s[2];
+    if (m.out[d] != 1 || m.out[2] != 1 || !dense) break;
+    m.in[2] *= m.in[d];
+    m.in[d] = 1;
+  }
+  return m;
+}
+
+std::span<const Kernel<ForwardFn>> adaptive_kernels() {
+  static const Kernel<ForwardFn> rows[] = {
+#if defined(__x86_64__)
+      {"adaptive_max_pool_channels_avx512", kChannels, Isa::avx512, refuse_channels<64>,
+       adaptive_avx512.channels},
+      {"adaptive_max_pool_planes_avx512", kPlanes, Isa::avx512, refuse_large, adaptive_avx512.planes},
+      {"adaptive_max_pool_channels_avx2", kChannels, Isa::avx2, refuse_channels<32>, adaptive_avx2.channels},
+      {"adaptive_max_pool_planes_avx2", kPlanes, Isa::avx2, refuse_large, adaptive_avx2.planes},
+#endif
+      {"adaptive_max_pool_channels_generic", kChannels, Isa::generic, refuse_channels<16>,
+       adaptive_generic.channels},
+      {"adaptive_max_pool_planes_generic", kPlanes, Isa::generic, refuse_large, adaptive_generic.planes},
+      {"adaptive_max_pool_direct", "plain loops", Isa::generic, nullptr, adaptive_direct},
+  };
+  return rows;
+}
+
+}  // namespace convnorm::max_pool

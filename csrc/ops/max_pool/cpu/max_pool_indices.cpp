@@ -1,0 +1,211 @@
+// What works by indices into the plane (adaptive_max_pool.h): spread, place, pick; and adaptive max pooling
+// as plain loops. Addresses come from memory one by one, so this is scalar code.
+//
+// Task = one plane, or in channels_last a slab of channels of one image, whose indices and values are then
+// read in the order of memory. Sums of 16-bit values are kept in float and rounded once.
+#include "ops/max_pool/adaptive_max_pool.h"
+
+#include "cpu/target_generic.h"
+
+#include "ops/max_pool/cpu/max_pool_scalar.h"
+
+namespace convnorm::max_pool {
+namespace {
+
+// Channels of a task in channels_last: many, since positions are often a multiple of the cache's stride
+// apart, but few enough for four tasks.
+inline std::int64_t slab_size(const Params& p) {
+  return imin(512, imax(64, ceil_div(p.n * p.c, 4 * 64) * 64));
+}
+
+// f(task, image, first channel, channels) in parallel.
+struct Tasks {
+  std::int64_t slab, slabs, count;
+  explicit Tasks(const Params& p) {
+    slab = p.output.c == 1 && p.input.c == 1 ? slab_size(p) : 1;
+    slabs = ceil_div(p.c, slab);
+    count = p.n * slabs;
+  }
+  template <class F>
+  void run(const Params& p, F&& f) const {
+    const std::int64_t work = slab * (plane(p) + p.out[0] * p.out[1] * p.out[2]);
+    parallel_for(count, ceil_div(32768, work + 1), [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t t = begin; t < end; ++t) {
+        const std::int64_t c = t % slabs * slab;
+        f(t, t / slabs, c, imin(slab, p.c - c));
+      }
+    });
+  }
+};
+
+// f(value, index, channel of the slab) for every value of a slab, outputs in row-major order.
+template <class T, class F>
+inline void each_index(const Params& p, std::int64_t n, std::int64_t c, std::int64_t channels, T* values,
+                       const std::int64_t* indices, F&& f) {
+  const std::int64_t value_c = p.output.c, index_c = p.argmax.c, value_w = p.output.s[2],
+                     index_w = p.argmax.s[2], out_w = p.out[2];
+  for (std::int64_t od = 0; od < p.out[0]; ++od)
+    for (std::int64_t oh = 0; oh < p.out[1]; ++oh) {
+      T* value = values + element(p.output, n, c, {od, oh, 0});
+      const std::int64_t* index = indices + element(p.argmax, n, c, {od, oh, 0});
+      if (channels == 1) {
+        for (std::int64_t ow = 0; ow < out_w; ++ow) f(value[ow * value_w], index[ow * index_w], 0);
+        continue;
+      }
+      for (std::int64_t ow = 0; ow < out_w; ++ow, value += value_w, index += index_w)
+        for (std::int64_t k = 0; k < channels; ++k) f(value[k * value_c], index[k * index_c], k);
+    }
+}
+
+// Also false for negative ones.
+inline bool inside(std::int64_t index, std::int64_t positions) {
+  return static_cast<std::uint64_t>(index) < static_cast<std::uint64_t>(positions);
+}
+
+// Planes that lie apart are cleared by their own tasks, next to the work; interleaved ones all at once.
+inline bool apart(const Params& p) { return p.input.s[2] == 1 && p.input.c != 1; }
+
+template <class T>
+void clear_interleaved(const Params& p, T* data) {
+  if (apart(p)) return;
+  constexpr std::int64_t piece = 65536;
+  const std::int64_t size = p.n * p.c * plane(p);
+  parallel_for(ceil_div(size, piece), 1, [&](std::int64_t begin, std::int64_t end) {
+    std::memset(data + begin * piece, 0, (imin(size, end * piece) - begin * piece) * sizeof(T));
+  });
+}
+
+// The same values and indices as one run of outputs, where memory allows.
+inline Params as_run(Params p) {
+  const auto dense = [&p](const Strides& s) {
+    return (p.out[1] == 1 || s.s[1] == p.out[2] * s.s[2]) &&
+           (p.out[0] == 1 || s.s[0] == p.out[1] * p.out[2] * s.s[2]);
+  };
+  if (dense(p.output) && dense(p.argmax)) p.out = {1, 1, p.out[0] * p.out[1] * p.out[2]};
+  return p;
+}
+
+template <class T>
+void spread_slab(const Params& p, std::int64_t n, std::int64_t c, std::int64_t channels, const T* values,
+                 const std::int64_t* indices, T* to) {
+  using C = compute_t<T>;
+  const std::int64_t positions = plane(p), step = p.input.s[2];
+  const bool direct = std::is_same_v<T, C>;
+  C* sums = direct ? reinterpret_cast<C*>(to)
+                   : static_cast<C*>(scratch_bytes(Slot::local, positions * channels * sizeof(C)));
+  const std::int64_t sum_step = direct ? step : channels;
+  if (!direct || apart(p)) std::memset(sums, 0, positions * channels * sizeof(C));
+  each_index(p, n, c, channels, values, indices, [&](const T& value, std::int64_t index, std::int64_t k) {
+    if (inside(index, positions)) sums[index * sum_step + k] += load1(&value);
+  });
+  if (direct) return;
+  for (std::int64_t i = 0; i < positions; ++i)
+    for (std::int64_t k = 0; k < channels; ++k) store1(to + i * step + k, sums[i * channels + k]);
+}
+
+// The element of the plane that an index names, for any strides.
+struct Locate {
+  const Params& p;
+  bool dense;
+  explicit Locate(const Params& params) : p(params) {
+    const Strides& s = p.input;
+    dense = (p.in[1] == 1 || s.s[1] == p.in[2] * s.s[2]) &&
+            (p.in[0] == 1 || s.s[0] == p.in[1] * p.in[2] * s.s[2]);
+  }
+  std::int64_t operator()(std::int64_t index) const {
+    if (dense) return index * p.input.s[2];
+    const std::int64_t w = index % p.in[2], row = index / p.in[2];
+    return row / p.in[1] * p.input.s[0] + row % p.in[1] * p.input.s[1] + w * p.input.s[2];
+  }
+};
+
+template <class T>
+void pool_plane(const Params& p, std::int64_t n, std::int64_t c, const T* input, T* output,
+                std::int64_t* indices) {
+  using C = compute_t<T>;
+  each_output(p, [&](const Dims& o) {
+    Span span[kSpatial];
+    for (int d = 0; d < kSpatial; ++d) span[d] = adaptive_span(p.in[d], p.out[d], o[d]);
+    Dims i{span[0].begin, span[1].begin, span[2].begin};
+    const auto index = [&] { return (i[0] * p.in[1] + i[1]) * p.in[2] + i[2]; };
+    C best = -std::numeric_limits<C>::infinity();
+    std::int64_t where = index();
+    for (i[0] = span[0].begin; i[0] < span[0].end; ++i[0])
+      for (i[1] = span[1].begin; i[1] < span[1].end; ++i[1])
+        for (i[2] = span[2].begin; i[2] < span[2].end; ++i[2]) {
+          const C x = load1(input + element(p.input, n, c, i));
+          if (x > best || x != x) best = x, where = index();
+        }
+    store1(output + element(p.output, n, c, o), best);
+    if (p.record != Argmax::none) indices[element(p.argmax, n, c, o)] = where;
+  });
+}
+
+}  // namespace
+
+void adaptive_direct(const Params& p, const void* input, void* output, void* indices) {
+  dispatch(p.dtype, [&](auto type) {
+    using T = decltype(type);
+    each_plane(p, [&](std::int64_t n, std::int64_t c) {
+      pool_plane(p, n, c, static_cast<const T*>(input), static_cast<T*>(output),
+                 static_cast<std::int64_t*>(indices));
+    });
+  });
+}
+
+void spread_indices(const Params& problem, const void* values, const void* indices, void* plane) {
+  const Params p = as_run(problem);
+  dispatch(p.dtype, [&](auto type) {
+    using T = decltype(type);
+    if (std::is_same_v<T, compute_t<T>>) clear_interleaved(p, static_cast<T*>(plane));
+    Tasks(p).run(p, [&](std::int64_t, std::int64_t n, std::int64_t c, std::int64_t channels) {
+      spread_slab(p, n, c, channels, static_cast<const T*>(values), static_cast<const std::int64_t*>(indices),
+                  static_cast<T*>(plane) + n * p.input.n + c * p.input.c);
+    });
+  });
+}
+
+void pick_indices(const Params& problem, const void* plane, const void* indices, void* values) {
+  const Params p = as_run(problem);
+  const Locate locate(p);
+  const std::int64_t positions = p.in[0] * p.in[1] * p.in[2], step_c = p.input.c;
+  dispatch(p.dtype, [&](auto type) {
+    using T = decltype(type);
+    Tasks(p).run(p, [&](std::int64_t, std::int64_t n, std::int64_t c, std::int64_t channels) {
+      const T* from = static_cast<const T*>(plane) + n * p.input.n + c * p.input.c;
+      each_index(p, n, c, channels, static_cast<T*>(values), static_cast<const std::int64_t*>(indices),
+                 [&](T& value, std::int64_t index, std::int64_t k) {
+                   value = inside(index, positions) ? from[locate(index) + k * step_c] : T{};
+                 });
+    });
+  });
+}
+
+BadIndex place_indices(const Params& problem, const void* values, const void* indices, void* plane_of) {
+  const Params p = as_run(problem);
+  const Tasks tasks(p);
+  auto* bad = static_cast<BadIndex*>(scratch_bytes(Slot::shared, tasks.count * sizeof(BadIndex)));
+  dispatch(p.dtype, [&](auto type) {
+    using T = decltype(type);
+    clear_interleaved(p, static_cast<T*>(plane_of));
+    tasks.run(p, [&](std::int64_t task, std::int64_t n, std::int64_t c, std::int64_t channels) {
+      T* to = static_cast<T*>(plane_of) + n * p.input.n + c * p.input.c;
+      const std::int64_t step = p.input.s[2], positions = plane(p);
+      BadIndex first;
+      if (apart(p)) std::memset(to, 0, positions * sizeof(T));
+      each_index(p, n, c, channels, static_cast<const T*>(values), static_cast<const std::int64_t*>(indices),
+                 [&](const T& value, std::int64_t index, std::int64_t k) {
+                   if (inside(index, positions))
+                     to[index * step + k] = value;
+                   else if (!first.found)
+                     first = {true, index};
+                 });
+      bad[task] = first;
+    });
+  });
+  for (std::int64_t task = 0; task < tasks.count; ++task)
+    if (bad[task].found) return bad[task];
+  return {};
+}
+
+}  // namespace convnorm::max_pool
