@@ -1,4 +1,5 @@
 #if defined(__x86_64__)
+#include "cpu/arena.h"
 #include "ops/conv/conv.h"
 
 #include "cpu/target_avx512.h"

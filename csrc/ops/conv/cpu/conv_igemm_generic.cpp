@@ -1,3 +1,4 @@
+#include "cpu/arena.h"
 #include "ops/conv/conv.h"
 
 #include "cpu/target_generic.h"

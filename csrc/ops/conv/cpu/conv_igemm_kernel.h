@@ -44,18 +44,6 @@ std::int64_t tile_elements(const Dense& d, const Plan<C>& plan, std::int64_t pix
          round_up_line<C>(width);
 }
 
-// Parts of one allocation, each on its own cache line.
-struct Arena {
-  char* memory;
-  std::int64_t used;
-  template <class T>
-  T* take(std::int64_t n) {
-    T* at = reinterpret_cast<T*>(memory + used);
-    used += ceil_div(n * std::int64_t(sizeof(T)), 64) * 64;
-    return at;
-  }
-};
-
 // With no memory, only counts.
 template <class C>
 Workspace<C> carve(Arena& arena, const Dense& d, const Plan<C>& plan, std::int64_t pixels,
@@ -87,9 +75,9 @@ Workspace<C> carve(Arena& arena, const Dense& d, const Plan<C>& plan, std::int64
 
 template <class C>
 Workspace<C> make_workspace(const Dense& d, const Plan<C>& plan, std::int64_t pixels, std::int64_t depth) {
-  Arena count{nullptr, 0};
+  Arena count;
   carve(count, d, plan, pixels, depth);
-  Arena arena{static_cast<char*>(scratch_bytes(Slot::local, count.used)), 0};
+  Arena arena{static_cast<char*>(scratch_bytes(Slot::local, count.used))};
   Workspace<C> w = carve(arena, d, plan, pixels, depth);
   if (plan.indirect) zero(w.zeros, plan.joined ? depth : plan.group_span * plan.cut.channels);
   const std::int64_t lines = plan.channel_rows ? pixels : ceil_div(plan.panels, plan.channel_blocks) * kRows;
