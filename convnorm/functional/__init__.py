@@ -17,6 +17,7 @@ from .pooling import (
     max_pool3d,
     max_pool3d_with_indices,
 )
+from .sample_norm import layer_norm
 
 __all__ = [
     "batch_norm",
@@ -24,6 +25,7 @@ __all__ = [
     "conv1d",
     "conv2d",
     "conv3d",
+    "layer_norm",
     "max_pool1d",
     "max_pool1d_with_indices",
     "max_pool2d",

@@ -13,6 +13,7 @@ from .conv import Conv1d, Conv2d, Conv3d
 from .fused import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
 from .norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from .pooling import MaxPool1d, MaxPool2d, MaxPool3d
+from .sample_norm import LayerNorm
 
 __all__ = [
     "BatchNorm1d",
@@ -24,6 +25,7 @@ __all__ = [
     "Conv1d",
     "Conv2d",
     "Conv3d",
+    "LayerNorm",
     "MaxPool1d",
     "MaxPool2d",
     "MaxPool3d",
