@@ -14,6 +14,10 @@ PAGES = {  # a room's names on the public pages, where they are more than its st
     "max_pool": (["max_pool1d", "max_pool2d", "max_pool3d"], ["MaxPool1d", "MaxPool2d", "MaxPool3d"]),
     "avg_pool": (["avg_pool1d", "avg_pool2d", "avg_pool3d"], ["AvgPool1d", "AvgPool2d", "AvgPool3d"]),
     "batch_norm": (["batch_norm"], ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]),
+    "group_norm": (
+        ["group_norm", "instance_norm"],
+        ["GroupNorm", "InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d"],
+    ),
 }
 
 

@@ -17,7 +17,7 @@ from .pooling import (
     max_pool3d,
     max_pool3d_with_indices,
 )
-from .sample_norm import layer_norm
+from .sample_norm import group_norm, instance_norm, layer_norm
 
 __all__ = [
     "batch_norm",
@@ -25,6 +25,8 @@ __all__ = [
     "conv1d",
     "conv2d",
     "conv3d",
+    "group_norm",
+    "instance_norm",
     "layer_norm",
     "max_pool1d",
     "max_pool1d_with_indices",

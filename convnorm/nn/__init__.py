@@ -13,7 +13,7 @@ from .conv import Conv1d, Conv2d, Conv3d
 from .fused import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
 from .norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from .pooling import MaxPool1d, MaxPool2d, MaxPool3d
-from .sample_norm import LayerNorm
+from .sample_norm import GroupNorm, InstanceNorm1d, InstanceNorm2d, InstanceNorm3d, LayerNorm
 
 __all__ = [
     "BatchNorm1d",
@@ -25,6 +25,10 @@ __all__ = [
     "Conv1d",
     "Conv2d",
     "Conv3d",
+    "GroupNorm",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
     "LayerNorm",
     "MaxPool1d",
     "MaxPool2d",

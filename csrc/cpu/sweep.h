@@ -174,6 +174,38 @@ Moments run_moments(const T* x, std::int64_t n) {
   return total;
 }
 
+// Of up to kBatch runs of at most a segment, one after the other in memory: all first shifts, all sums, all
+// divisions, because a single run would wait for each of them. mean and var have kBatch places.
+inline constexpr std::int64_t kBatch = 8;
+inline constexpr std::int64_t kBatchSize = 4096;  // elements of a batch: half of L1
+
+inline std::int64_t batch_of(std::int64_t size) { return imin(kBatch, imax(1, kBatchSize / size)); }
+
+template <class T>
+CONVNORM_INLINE inline void batch_moments(const T* x, std::int64_t runs, std::int64_t size, double* mean,
+                                          double* var) {
+  using C = compute_t<T>;
+  double shift[kBatch] = {}, s1[kBatch] = {}, s2[kBatch] = {};
+  for (std::int64_t r = 0; r < runs; ++r) shift[r] = first_shift(x + r * size, size);
+  bool good = true;
+  for (std::int64_t r = 0; r < runs; ++r) {
+    const ShiftedSums sums = shifted_sums<C>(x + r * size, size, shift[r]);
+    s1[r] = sums.s1, s2[r] = sums.s2;
+    good &= in_range(static_cast<C>(sums.s2));
+  }
+  for (std::int64_t r = 0; r < runs && !good; ++r) {
+    if (in_range(static_cast<C>(s2[r]))) continue;
+    const ShiftedSums sums = shifted_sums_wide(x + r * size, size, shift[r]);
+    s1[r] = sums.s1, s2[r] = sums.s2;
+  }
+  const vec<double> n = splat<double>(static_cast<double>(size));
+  for (std::int64_t i = 0; i < kBatch; i += kLanes<double>) {
+    const vec<double> sum = load(s1 + i), off = sum / n, m2 = load(s2 + i) - off * sum;
+    store(mean + i, load(shift + i) + off);
+    store(var + i, (m2 < 0 ? vec<double>{} : m2) / n);
+  }
+}
+
 inline vec<double> vsqrt(vec<double> v) {
 #if defined(__x86_64__) && CONVNORM_VECTOR_BYTES == 64
   return bits_as<vec<double>>(_mm512_sqrt_pd(bits_as<__m512d>(v)));

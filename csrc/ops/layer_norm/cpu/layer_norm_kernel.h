@@ -12,9 +12,6 @@
 namespace convnorm::layer_norm {
 namespace {
 
-inline constexpr std::int64_t kBatch = 8;         // rows, at most ...
-inline constexpr std::int64_t kBatchSize = 4096;  // ... and elements
-
 template <class T, bool kAffine>
 struct RowsForward {
   using C = compute_t<T>;
@@ -57,30 +54,10 @@ struct RowsForward {
 
   // Rows [row, row + rows) of at most a segment.
   void batch(std::int64_t row, std::int64_t rows) const {
-    const T* from = x + row * p.size;
-    double shift[kBatch] = {}, s1[kBatch] = {}, s2[kBatch] = {};
-    for (std::int64_t r = 0; r < rows; ++r) shift[r] = first_shift(from + r * p.size, p.size);
-    bool good = true;
-    for (std::int64_t r = 0; r < rows; ++r) {
-      const ShiftedSums sums = shifted_sums<C>(from + r * p.size, p.size, shift[r]);
-      s1[r] = sums.s1, s2[r] = sums.s2;
-      good &= in_range(static_cast<C>(sums.s2));
-    }
-    for (std::int64_t r = 0; r < rows && !good; ++r) {
-      if (in_range(static_cast<C>(s2[r]))) continue;
-      const ShiftedSums sums = shifted_sums_wide(from + r * p.size, p.size, shift[r]);
-      s1[r] = sums.s1, s2[r] = sums.s2;
-    }
     double mean[kBatch], var[kBatch];
+    batch_moments(x + row * p.size, rows, p.size, mean, var);
     Standard k;
-    const vec<double> n = splat<double>(static_cast<double>(p.size));
-    for (std::int64_t i = 0; i < kBatch; i += kLanes<double>) {
-      const vec<double> sum = load(s1 + i), off = sum / n, m2 = load(s2 + i) - off * sum;
-      const vec<double> m = load(shift + i) + off, v = (m2 < 0 ? vec<double>{} : m2) / n;
-      store(mean + i, m);
-      store(var + i, v);
-      k.set(i, m, v, p.eps);
-    }
+    k.set(mean, var, p.eps, kBatch);
     for (std::int64_t r = 0; r < rows; ++r) {
       p.mean[row + r] = mean[r], p.var[row + r] = var[r];
       normalise(row + r, 0, p.size, k, r, rows * p.size);
@@ -94,7 +71,7 @@ struct RowsForward {
   }
 
   void whole_rows() const {
-    const std::int64_t some = imin(kBatch, imax(1, kBatchSize / p.size)), tasks = ceil_div(p.rows, some);
+    const std::int64_t some = batch_of(p.size), tasks = ceil_div(p.rows, some);
     parallel_for(tasks, imax(1, kGrain / (p.size * some)), [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t t = begin; t < end; ++t) {
         if (p.size <= kSegment) {
