@@ -6,6 +6,7 @@ every operand once.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -171,7 +172,19 @@ def batch_norm(problem: Problem, layout: str, dtype: torch.dtype) -> Iterator[Co
     yield rows("batch_norm_eval", 2 * size(x), "inference")
 
 
+def sample_norm(op: str, problem: Problem, layout: str, dtype: torch.dtype) -> Iterator[Contest]:
+    """Layer, group and instance norm: the forward, and the gradients of input, weight and bias."""
+    x = random(problem.shapes[0], dtype, layout)
+    shape = (x.shape[-1] if op == "layer_norm" else x.shape[1],)
+    operands = {"input": x, "weight": random(shape, dtype, layout), "bias": random(shape, dtype, layout)}
+    rest = {"normalized_shape": shape} if op == "layer_norm" else problem.arguments
+    ours, theirs = (lambda m=m, **t: getattr(m, op)(**t, **rest) for m in (CF, F))
+    yield contest(op, problem, layout, operands, ours, theirs, 0, 2 * size(x), "inference")
+    yield contest(f"{op}_backward", problem, layout, operands, ours, theirs, 0, 3 * size(x), "backward")
+
+
 ROOMS = {"conv": conv, "max_pool": max_pool, "batch_norm": batch_norm}
+ROOMS |= {op: functools.partial(sample_norm, op) for op in ("layer_norm", "group_norm", "instance_norm")}
 
 
 def layouts(problem: Problem, wanted: list[str]) -> list[str]:
