@@ -110,11 +110,14 @@ class LayerNorm(Function):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         input, ctx.shape, weight, bias, ctx.eps = inputs
         ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)  # no zeros for stats
         ctx.save_for_backward(input, weight, bias, output[1])
         ctx.save_for_forward(input, weight, bias, output[1])
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor, _: Any) -> Any:
+    def backward(ctx: Any, grad_output: Tensor | None, _: Any) -> Any:
+        if grad_output is None:
+            return (None,) * 5
         need_input, _, need_weight, need_bias, _ = ctx.needs_input_grad
         grads = LayerNormBackward.call(
             grad_output, *ctx.saved_tensors, ctx.shape, ctx.eps, need_input, need_weight or need_bias

@@ -66,7 +66,7 @@ class ParamVector {
 
 // Where the gradient of a parameter goes: contiguous, of its dtype, or input's when it was None.
 inline Tensor param_like(const OptTensor& param, const Tensor& input, const Ints& sizes) {
-  return torch::stable::new_empty(input, sizes, param ? param->scalar_type() : input.scalar_type());
+  return empty(input, sizes, Layout::contiguous, param ? param->scalar_type() : input.scalar_type());
 }
 
 // Rounds doubles into a contiguous tensor.

@@ -84,11 +84,6 @@ Tensor in_layout(const Tensor& t, Layout layout) {
                                    t.dim() == 4 ? MemoryFormat::ChannelsLast : MemoryFormat::ChannelsLast3d);
 }
 
-Tensor empty_in(const Tensor& input, Layout layout) {
-  return layout == Layout::contiguous ? torch::stable::new_empty(input, sizes_of(input))
-                                      : empty(input, sizes_of(input), layout);
-}
-
 std::tuple<Tensor, Tensor> group_norm_forward(Tensor input, std::int64_t num_groups, OptTensor weight,
                                               OptTensor bias, double eps) {
   const char* op = "group_norm_forward";
@@ -97,7 +92,7 @@ std::tuple<Tensor, Tensor> group_norm_forward(Tensor input, std::int64_t num_gro
   const Layout layout = layout_of(p, input);
   const Tensor x = in_layout(input, layout);
   const ChannelVector w(op, "weight", weight, input), b(op, "bias", bias, input);
-  Tensor output = empty_in(input, layout);
+  Tensor output = empty(input, sizes_of(input), layout);
   Tensor stats = empty(input, {2, p.batch, num_groups}, Layout::contiguous, ScalarType::Double);
   p.eps = eps;
   p.x = x.data_ptr();
@@ -126,7 +121,7 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_backward(Tensor grad_output, Tenso
   const ChannelVector w(op, "weight", weight, input);
   ChannelVector grad_w(p.channels), grad_b(p.channels);
   const Ints shape{want_affine ? p.channels : 0};
-  Tensor grad_input = want_input ? empty_in(input, layout) : empty(input, {0});
+  Tensor grad_input = want_input ? empty(input, sizes_of(input), layout) : empty(input, {0});
   Tensor grad_weight = param_like(weight, input, shape), grad_bias = param_like(bias, input, shape);
   p.eps = eps;
   p.grad_output = grad.data_ptr();

@@ -84,7 +84,7 @@ std::tuple<Tensor, Tensor> layer_norm_forward(Tensor input, Ints normalized_shap
   check_param("bias", bias, input, normalized_shape);
   const Tensor x = as_contiguous(input);
   const ParamVector w(weight, input), b(bias, input);
-  Tensor output = torch::stable::new_empty(input, sizes_of(input));
+  Tensor output = empty(input, sizes_of(input));
   Tensor stats = empty(input, {2, m.rows}, Layout::contiguous, ScalarType::Double);
   p.rows = m.rows, p.size = m.size;
   p.eps = eps;
@@ -115,7 +115,7 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_backward(Tensor grad_output, Tenso
   const Tensor x = as_contiguous(input), grad = as_contiguous(grad_output);
   const ParamVector w(weight, input);
   const Ints shape = want_affine ? normalized_shape : Ints{0};
-  Tensor grad_input = torch::stable::new_empty(input, want_input ? sizes_of(input) : Ints{0});
+  Tensor grad_input = empty(input, want_input ? sizes_of(input) : Ints{0});
   Tensor grad_weight = param_like(weight, input, shape), grad_bias = param_like(bias, input, shape);
   std::vector<double> sums(want_affine ? 2 * m.size : 0);
   p.rows = m.rows, p.size = m.size;
