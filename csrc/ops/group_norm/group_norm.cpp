@@ -14,7 +14,8 @@ namespace gn = group_norm;
 #define CONVNORM_ROWS(direction, isa)                                                                      \
   {"group_norm_planes_" #isa, "vectors along the image; a group stays in L2 between its sweeps", Isa::isa, \
    [](const auto& p) { return gn::refuse_rows(p); }, gn::kernels_##isa.direction##_planes},                \
-      {"group_norm_rows_" #isa, "vectors over channels; slabs of whole groups that stay in L2", Isa::isa,  \
+      {"group_norm_rows_" #isa,                                                                            \
+       "vectors over channels; slabs of whole groups, summed about the mean of each", Isa::isa,            \
        [](const auto& p) { return gn::refuse_planes(p); }, gn::kernels_##isa.direction##_rows},
 
 const char* const kReferenceAbout = "textbook loops in double";

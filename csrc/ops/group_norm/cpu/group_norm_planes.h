@@ -10,6 +10,7 @@ namespace convnorm::group_norm {
 namespace {
 
 inline constexpr std::int64_t kFewGroups = 16;
+inline constexpr std::int64_t kShortPlane = 512;  // elements summed in C: at most 16 terms a lane
 
 template <class T>
 struct PlanesForward {
@@ -124,10 +125,27 @@ struct PlanesBackward {
         depth(p.depth()),
         stream(far_larger_than_caches<T>(p)) {}
 
-  // Vectors are added by four in C, then in more digits: that hides behind the memory.
-  PlaneSums sums(std::int64_t plane, std::int64_t group, std::int64_t begin, std::int64_t length) const {
-    const C center = static_cast<C>(p.mean[group]);
+  PlaneSums sums(std::int64_t plane, const PlaneSummer& to, C center, std::int64_t begin,
+                 std::int64_t length) const {
     const T *from = x + plane * p.inner + begin, *g = grad + plane * p.inner + begin;
+    return sizeof(C) == 4 && length <= kShortPlane ? short_sums(from, g, to, center, length)
+                                                   : long_sums(from, g, to, center, length);
+  }
+
+  PlaneSums short_sums(const T* from, const T* g, const PlaneSummer& to, C center,
+                       std::int64_t length) const {
+    vec<C> sum[kAlone + 1] = {}, dot[kAlone + 1] = {};
+    each_vector<C>(length, [&](int way, std::int64_t i, auto access, ivec<C> on) CONVNORM_INLINE {
+      const vec<C> gv = masked<C>(access.get(g + i), on);
+      sum[way] += gv;
+      dot[way] += gv * (access.get(from + i) - center);
+    });
+    return to(fold<kLanes<C>, C>((sum[0] + sum[1]) + (sum[2] + sum[3]) + sum[kAlone]),
+              fold<kLanes<C>, C>((dot[0] + dot[1]) + (dot[2] + dot[3]) + dot[kAlone]));
+  }
+
+  // Vectors are added by four in C, then in more digits: that hides behind the memory.
+  PlaneSums long_sums(const T* from, const T* g, const PlaneSummer& to, C center, std::int64_t length) const {
     PairSums<C> total;
     vec<C> g4{}, dot4{};
     each_vector<C>(length, [&](int way, std::int64_t i, auto access, ivec<C> on) CONVNORM_INLINE {
@@ -138,7 +156,7 @@ struct PlanesBackward {
       dot4 = first ? gv * d : dot4 + gv * d;
       if (last) total.add(g4, dot4);
     });
-    return PlaneSummer(p, group, center)(g_total(total), dot_total(total));
+    return to(g_total(total), dot_total(total));
   }
 
   void write(const Slopes<C>& k, std::int64_t at, std::int64_t length, std::int64_t ahead) const {
@@ -158,7 +176,9 @@ struct PlanesBackward {
   void whole_groups(PlaneSums* all) const {
     parallel_for(groups, imax(1, kGrain / p.group_values()), [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t t = begin; t < end; ++t) {
-        for (std::int64_t k = t * depth; k < (t + 1) * depth; ++k) all[k] = sums(k, t, 0, p.inner);
+        const C center = static_cast<C>(p.mean[t]);
+        const PlaneSummer to(p, t, center);
+        for (std::int64_t k = t * depth; k < (t + 1) * depth; ++k) all[k] = sums(k, to, center, 0, p.inner);
         if (!grad_input) continue;
         const GroupSlopes group(p, t, all + t * depth);
         for (std::int64_t k = t * depth; k < (t + 1) * depth; ++k)
@@ -179,7 +199,8 @@ struct PlanesBackward {
       });
     };
     each([&](std::int64_t t, std::int64_t plane, std::int64_t begin, std::int64_t length) {
-      partial[t] = sums(plane, plane / depth, begin, length);
+      const C center = static_cast<C>(p.mean[plane / depth]);
+      partial[t] = sums(plane, PlaneSummer(p, plane / depth, center), center, begin, length);
     });
     for (std::int64_t plane = 0; plane < p.batch * p.channels; ++plane) {
       all[plane] = {};

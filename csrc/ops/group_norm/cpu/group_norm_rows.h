@@ -1,18 +1,15 @@
 // Group norm where the channels are contiguous (channels_last, and N x C).
 //
-// An image is a matrix of inner rows by channels. A task is a slab of whole groups of one image, as many
-// channels as stay in L2 between the statistics and the write, or all of them when few would not either.
-// Vectors run over channels; sums read kGroup rows per pass over the channels, are kept in C for kBlock rows,
-// then added over each group and merged in double. When there are few slabs, their rows are cut into chunks,
-// whose moments are merged in order.
+// An image is a matrix of inner rows by channels. A task is a slab of whole groups of one image, all of them
+// up to kMostWidth channels. (Narrow slabs that fit L2 are slower: with a power of two of channels they only
+// reach a part of its sets.) Vectors run over channels; sums read kGroup rows per pass over the channels, are
+// kept in C for kBlock rows, then added over each group and merged in double. When there are few slabs, their
+// rows are cut into chunks, whose moments are merged in order.
 #pragma once
 
 namespace convnorm::group_norm {
 namespace {
 
-inline constexpr std::int64_t kSlabBytes = 256 * 1024;  // half of L2
-inline constexpr std::int64_t kLeastWidth =
-    64;  // channels of a slab: shorter pieces of rows are slow to fetch
 inline constexpr std::int64_t kMostWidth = 512;  // its per-channel values stay in L1
 inline constexpr std::int64_t kBlock = 256;      // rows summed in C: at most 4 + 256/4 additions in a row
 inline constexpr int kGroup = 4;                 // rows per pass over the channels
@@ -24,10 +21,8 @@ struct Slabs {
   std::int64_t groups, width;  // of a slab, at most
   std::int64_t across, chunks, chunk_rows;
 
-  Slabs(const Shape& p, std::int64_t bytes) : rows(p.inner), channels(p.channels), depth(p.depth()) {
-    const std::int64_t fits = kSlabBytes / (rows * bytes);
-    const std::int64_t wanted = fits < kLeastWidth ? kMostWidth : imin(fits, kMostWidth);
-    across = ceil_div(p.groups, imax(1, wanted / depth));
+  explicit Slabs(const Shape& p) : rows(p.inner), channels(p.channels), depth(p.depth()) {
+    across = ceil_div(p.groups, imax(1, kMostWidth / depth));
     groups = ceil_div(p.groups, across);
     across = ceil_div(p.groups, groups);
     width = groups * depth;
@@ -49,17 +44,24 @@ inline Tile tile_at(const Shape& p, const Slabs& s, std::int64_t t) {
   return {n, row, imin(s.chunk_rows, s.rows - row), group, groups, group * s.depth, groups * s.depth, chunk};
 }
 
-// f(row, R as a type): groups of kGroup rows, then single ones.
+// f(row, R as a type): groups of kGroup rows where these are `together`, then single ones.
 template <int R>
 struct RowCount {
   static constexpr int value = R;
 };
 
 template <class F>
-CONVNORM_INLINE inline void each_group(std::int64_t rows, F f) {
+CONVNORM_INLINE inline void each_group(std::int64_t rows, bool together, F f) {
   std::int64_t r = 0;
-  for (; r + kGroup <= rows; r += kGroup) f(r, RowCount<kGroup>{});
+  for (; together && r + kGroup <= rows; r += kGroup) f(r, RowCount<kGroup>{});
   for (; r < rows; ++r) f(r, RowCount<1>{});
+}
+
+// Rows are written one by one unless they are short: what is stored in a row would hold up the loads of a
+// later one that lies a page further on.
+template <class T>
+inline bool short_rows(std::int64_t channels) {
+  return channels * static_cast<std::int64_t>(sizeof(T)) <= 512;
 }
 
 // Moments of the groups of one tile.
@@ -82,7 +84,7 @@ struct SlabStatistics {
 
   void sweep(const T* x, const Tile& t, std::int64_t rows) const {
     for (std::int64_t c = 0; c < t.width + kLanes<C>; ++c) s1[c] = s2[c] = 0;
-    each_group(rows, [&](std::int64_t row, auto count) CONVNORM_INLINE {
+    each_group(rows, true, [&](std::int64_t row, auto count) CONVNORM_INLINE {
       constexpr int R = decltype(count)::value;
       const T* from = x + row * stride;
       each_vector<C, 1>(t.width, [&](int, std::int64_t c, auto access, ivec<C> on) CONVNORM_INLINE {
@@ -172,7 +174,7 @@ struct RowsForward {
       : p(params),
         x(static_cast<const T*>(p.x)),
         out(static_cast<T*>(p.out)),
-        s(p, sizeof(T)),
+        s(p),
         stream(far_larger_than_caches<T>(p) && p.channels % kLanes<C> == 0) {}
 
   std::int64_t offset(const Tile& t) const { return (t.n * p.inner + t.row) * p.channels + t.channel; }
@@ -200,7 +202,7 @@ struct RowsForward {
   template <bool kStream>
   void write(const Tile& t, const C* centers, const C* scales, const C* shifts) const {
     const std::int64_t stride = p.channels;
-    each_group(t.rows, [&](std::int64_t row, auto count) CONVNORM_INLINE {
+    each_group(t.rows, short_rows<T>(stride), [&](std::int64_t row, auto count) CONVNORM_INLINE {
       constexpr int R = decltype(count)::value;
       const T* from = x + offset(t) + row * stride;
       T* to = out + offset(t) + row * stride;

@@ -1,5 +1,5 @@
 // Backward of group norm over rows: two sums per channel of an image, then one write; slabs and chunks as in
-// group_norm_rows.h, with two operands to keep in L2.
+// group_norm_rows.h.
 #pragma once
 
 namespace convnorm::group_norm {
@@ -20,7 +20,7 @@ struct RowsBackward {
         x(static_cast<const T*>(p.x)),
         grad(static_cast<const T*>(p.grad_output)),
         grad_input(static_cast<T*>(p.grad_input)),
-        s(p, 2 * sizeof(T)),
+        s(p),
         padded(s.width + kLanes<C>),
         stream(far_larger_than_caches<T>(p) && p.channels % kLanes<C> == 0) {}
 
@@ -31,7 +31,7 @@ struct RowsBackward {
   void row_sums(const Tile& t, const C* center, PairSums<C>* totals) const {
     const T *x0 = x + offset(t), *g0 = grad + offset(t);
     const std::int64_t stride = p.channels;
-    each_group(t.rows, [&](std::int64_t row, auto count) CONVNORM_INLINE {
+    each_group(t.rows, true, [&](std::int64_t row, auto count) CONVNORM_INLINE {
       constexpr int R = decltype(count)::value;
       const T *from = x0 + row * stride, *g = g0 + row * stride;
       each_vector<C, 1>(t.width, [&](int, std::int64_t i, auto access, ivec<C> on) CONVNORM_INLINE {
@@ -104,7 +104,7 @@ struct RowsBackward {
     T* to0 = grad_input + offset(t);
     const std::int64_t stride = p.channels;
     const SlabSlopes a = k;
-    each_group(t.rows, [&](std::int64_t row, auto count) CONVNORM_INLINE {
+    each_group(t.rows, short_rows<T>(stride), [&](std::int64_t row, auto count) CONVNORM_INLINE {
       constexpr int R = decltype(count)::value;
       const std::int64_t at = row * stride;
       each_vector<C, 1, kStream>(t.width, [&](int, std::int64_t i, auto access, ivec<C>) CONVNORM_INLINE {
