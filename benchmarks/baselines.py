@@ -6,6 +6,7 @@ every operand once.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -69,20 +70,14 @@ def size(*tensors: Tensor) -> int:
 
 
 def arranged(t: Tensor, layout: str) -> Tensor:
-    return (
-        t.contiguous(memory_format=FORMATS[t.dim()])
-        if layout == "channels_last" and t.dim() in FORMATS
-        else t
-    )
+    return t.contiguous(memory_format=FORMATS[t.dim()]) if layout == "channels_last" and t.dim() in FORMATS else t
 
 
 def random(shape: tuple[int, ...], dtype: torch.dtype, layout: str) -> Tensor:
     return arranged(torch.randn(shape, generator=torch.Generator().manual_seed(len(shape))).to(dtype), layout)
 
 
-def forward_player(
-    function: Callable[..., Tensor], operands: Operands, recording: bool = False
-) -> Callable[[], Any]:
+def forward_player(function: Callable[..., Tensor], operands: Operands, recording: bool = False) -> Callable[[], Any]:
     """The forward, as in inference, or while autograd records it."""
     if not recording:
         return torch.no_grad()(lambda: function(**operands))
@@ -197,6 +192,17 @@ def batch_norm(problem: Problem, layout: str, dtype: torch.dtype) -> Iterator[Co
     yield rows("batch_norm_eval", 2 * size(x), "inference")
 
 
+def sample_norm(op: str, problem: Problem, layout: str, dtype: torch.dtype) -> Iterator[Contest]:
+    """Layer, group and instance norm: the forward, and the gradients of input, weight and bias."""
+    x = random(problem.shapes[0], dtype, layout)
+    shape = (x.shape[-1] if op == "layer_norm" else x.shape[1],)
+    operands = {"input": x, "weight": random(shape, dtype, layout), "bias": random(shape, dtype, layout)}
+    rest = {"normalized_shape": shape} if op == "layer_norm" else problem.arguments
+    ours, theirs = (lambda m=m, **t: getattr(m, op)(**t, **rest) for m in (CF, F))
+    yield contest(op, problem, layout, operands, ours, theirs, 0, 2 * size(x), "inference")
+    yield contest(f"{op}_backward", problem, layout, operands, ours, theirs, 0, 3 * size(x), "backward")
+
+
 ROOMS = {
     "conv": conv,
     "max_pool": max_pool,
@@ -205,6 +211,7 @@ ROOMS = {
     "avg_pool": avg_pool,
     "batch_norm": batch_norm,
 }
+ROOMS |= {op: functools.partial(sample_norm, op) for op in ("layer_norm", "group_norm", "instance_norm")}
 
 
 def layouts(problem: Problem, wanted: list[str]) -> list[str]:

@@ -20,6 +20,10 @@ PAGES = {  # a room's names on the public pages, where they are more than its st
         [f"{kind}{n}d" for kind in ("AvgPool", "AdaptiveAvgPool") for n in (1, 2, 3)],
     ),
     "batch_norm": (["batch_norm"], ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]),
+    "group_norm": (
+        ["group_norm", "instance_norm"],
+        ["GroupNorm", "InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d"],
+    ),
 }
 
 
@@ -45,9 +49,7 @@ def test_an_op_has_its_five_places(op):
         )
         if not (ROOT / path).is_file()
     ]
-    missing += [
-        f"convnorm.functional.{name}" for name in functionals if name not in convnorm.functional.__all__
-    ]
+    missing += [f"convnorm.functional.{name}" for name in functionals if name not in convnorm.functional.__all__]
     missing += [f"convnorm.nn.{name}" for name in modules if name not in convnorm.nn.__all__]
     assert not missing, f"op {op} lacks: {', '.join(missing)}"
 
@@ -55,18 +57,14 @@ def test_an_op_has_its_five_places(op):
 def test_every_autograd_file_and_spec_has_a_room():
     for folder in ("convnorm/ops", "tests/specs"):
         stems = {p.stem for p in (ROOT / folder).glob("*.py") if not p.stem.startswith("_")}
-        assert stems <= set(ROOMS), (
-            f"{folder} has files without a room in csrc/ops: {sorted(stems - set(ROOMS))}"
-        )
+        assert stems <= set(ROOMS), f"{folder} has files without a room in csrc/ops: {sorted(stems - set(ROOMS))}"
 
 
 def test_kernels_know_nothing_of_torch():
     host = {ROOT / f"csrc/ops/{op}/{stem}.cpp" for op in ROOMS for stem in (op, *HOSTS.get(op, []))}
     files = [p for folder in ("ops", "cpu") for p in (ROOT / "csrc" / folder).rglob("*.*") if p not in host]
     guilty = [
-        str(p.relative_to(ROOT))
-        for p in files
-        if re.search(r'#include [<"](torch/|common/tensor.h)', p.read_text())
+        str(p.relative_to(ROOT)) for p in files if re.search(r'#include [<"](torch/|common/tensor.h)', p.read_text())
     ]
     assert not guilty, f"only host files (csrc/ops/<op>/<op>.cpp and HOSTS) may include torch: {guilty}"
 
@@ -79,9 +77,5 @@ def budgets():
 
 
 def test_files_keep_to_their_budgets():
-    over = [
-        f"{p.relative_to(ROOT)}: {n} > {most}"
-        for p, most in budgets()
-        if (n := len(p.open().readlines())) > most
-    ]
+    over = [f"{p.relative_to(ROOT)}: {n} > {most}" for p, most in budgets() if (n := len(p.open().readlines())) > most]
     assert not over, f"split by method: {over}"

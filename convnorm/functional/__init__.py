@@ -29,6 +29,7 @@ from .max_pooling import (
     max_pool3d_with_indices,
 )
 from .norm import batch_norm, batch_norm_act
+from .sample_norm import group_norm, instance_norm, layer_norm
 from .unpooling import max_unpool1d, max_unpool2d, max_unpool3d
 
 __all__ = [
@@ -49,6 +50,9 @@ __all__ = [
     "conv1d",
     "conv2d",
     "conv3d",
+    "group_norm",
+    "instance_norm",
+    "layer_norm",
     "max_pool1d",
     "max_pool1d_with_indices",
     "max_pool2d",

@@ -29,6 +29,7 @@ from .pooling import (
     MaxUnpool2d,
     MaxUnpool3d,
 )
+from .sample_norm import GroupNorm, InstanceNorm1d, InstanceNorm2d, InstanceNorm3d, LayerNorm
 
 __all__ = [
     "AdaptiveAvgPool1d",
@@ -49,6 +50,11 @@ __all__ = [
     "Conv1d",
     "Conv2d",
     "Conv3d",
+    "GroupNorm",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
+    "LayerNorm",
     "MaxPool1d",
     "MaxPool2d",
     "MaxPool3d",

@@ -105,8 +105,7 @@ Tensor empty(const Tensor& like, const Ints& sizes, Layout layout) {
 
 Tensor empty(const Tensor& like, const Ints& sizes, Layout layout, ScalarType dtype) {
   const int dim = static_cast<int>(sizes.size());
-  std::array<std::int64_t, kMaxDims> strides{};
-  check(dim <= kMaxDims, "empty: got ", dim, " dimensions, must be at most 5");
+  Ints strides(dim);
   std::int64_t run = 1;
   const auto place = [&](int d) {
     strides[d] = run;

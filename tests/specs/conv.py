@@ -79,18 +79,9 @@ CASES = [
     case("depthwise 1d", (2, 10, 30), (10, 1, 5), padding=2, groups=10),
     case("depthwise 3d", (1, 8, 5, 6, 7), (8, 1, 3, 3, 3), padding=1, groups=8),
     # One less, exactly, and one more than a vector and than the 16-wide tile.
-    *(
-        case(f"{k} filters at the vector edge", (1, 5, 6, 6), (k, 5, 3, 3), padding=1)
-        for k in (7, 8, 9, 15, 16, 17)
-    ),
-    *(
-        case(f"{c} channels at the vector edge", (1, c, 6, 6), (6, c, 3, 3), padding=1)
-        for c in (7, 8, 9, 15, 16, 17)
-    ),
-    *(
-        case(f"width {w} at the vector edge", (1, 4, 3, w), (8, 4, 3, 3), padding=1)
-        for w in (7, 8, 9, 15, 16, 17)
-    ),
+    *(case(f"{k} filters at the vector edge", (1, 5, 6, 6), (k, 5, 3, 3), padding=1) for k in (7, 8, 9, 15, 16, 17)),
+    *(case(f"{c} channels at the vector edge", (1, c, 6, 6), (6, c, 3, 3), padding=1) for c in (7, 8, 9, 15, 16, 17)),
+    *(case(f"width {w} at the vector edge", (1, 4, 3, w), (8, 4, 3, 3), padding=1) for w in (7, 8, 9, 15, 16, 17)),
     *(
         case(f"depthwise {c} channels at the vector edge", (1, c, 5, 5), (c, 1, 3, 3), padding=1, groups=c)
         for c in (7, 8, 9, 17)

@@ -1,0 +1,48 @@
+"""Modules of norms with statistics per sample: torch's own, with the forward computed by convnorm."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from .. import functional as CF
+
+
+class LayerNorm(nn.LayerNorm):
+    """:class:`torch.nn.LayerNorm` by :func:`convnorm.functional.layer_norm`: same state_dict."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return CF.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
+
+
+class GroupNorm(nn.GroupNorm):
+    """:class:`torch.nn.GroupNorm` by :func:`convnorm.functional.group_norm`: same state_dict."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return CF.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+
+
+def _instance_norm(self: nn.modules.instancenorm._InstanceNorm, input: Tensor) -> Tensor:
+    """What torch's _InstanceNorm.forward calls after its checks and for each unbatched input."""
+    use_input_stats = self.training or not self.track_running_stats
+    momentum = 0.0 if self.momentum is None else self.momentum
+    return CF.instance_norm(
+        input, self.running_mean, self.running_var, self.weight, self.bias, use_input_stats, momentum, self.eps
+    )
+
+
+class InstanceNorm1d(nn.InstanceNorm1d):
+    """:class:`torch.nn.InstanceNorm1d` by :func:`convnorm.functional.instance_norm`: same state_dict."""
+
+    _apply_instance_norm = _instance_norm
+
+
+class InstanceNorm2d(nn.InstanceNorm2d):
+    """:class:`torch.nn.InstanceNorm2d` by :func:`convnorm.functional.instance_norm`: same state_dict."""
+
+    _apply_instance_norm = _instance_norm
+
+
+class InstanceNorm3d(nn.InstanceNorm3d):
+    """:class:`torch.nn.InstanceNorm3d` by :func:`convnorm.functional.instance_norm`: same state_dict."""
+
+    _apply_instance_norm = _instance_norm

@@ -1,0 +1,14 @@
+#include "ops/group_norm/group_norm.h"
+
+#if defined(__x86_64__)
+#include "cpu/target_avx512.h"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // false alarms inside gcc's own avx512 headers
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#include "cpu/vec.h"
+#include "ops/group_norm/cpu/group_norm_kernel.h"
+
+namespace convnorm::group_norm {
+const Kernels kernels_avx512{&run<PlanesForward, Forward>, &run<RowsForward, Forward>,
+                             &run<PlanesBackward, Backward>, &run<RowsBackward, Backward>};
+}
+#endif

@@ -1,0 +1,89 @@
+// Group norm: the contract between the host file and its kernels. Instance norm is groups == channels.
+//
+// The channels of an image are split into `groups` of D = channels/groups. Forward, per image n and group,
+// over its M = D * inner values:
+//   mean = 1/M sum x         var = 1/M sum (x - mean)^2          r = 1 / sqrt(var + eps)
+//   xhat = (x - mean) r      y = weight_c xhat + bias_c
+// The mean is carried in double; x - mean is taken as (x - center) with center the mean rounded and what the
+// rounding cut off in the bias: a float mean alone would cost |mean|/std digits.
+//
+// Backward, with g = grad_output; G_nc = sum g and P_nc = sum g xhat over the inner extent of (n, c):
+//   grad_bias_c = sum_n G_nc     grad_weight_c = sum_n P_nc
+//   grad_x = r (weight_c g - 1/M sum_c weight_c G_nc - xhat 1/M sum_c weight_c P_nc),  sums over the group
+//
+// Statistics and sums are double; elements are computed in compute_t<T> (common/dtype.h).
+#pragma once
+
+#include <cstdint>
+
+#include "common/dtype.h"
+#include "cpu/isa.h"
+
+namespace convnorm::group_norm {
+
+// Tensors are dense: [batch, channels, inner] in planes, [batch, inner, channels] in rows.
+struct Shape {
+  DType dtype = DType::f32;
+  bool rows = false;
+  std::int64_t batch = 0, channels = 0, groups = 1, inner = 1;
+  std::int64_t depth() const { return channels / groups; }
+  std::int64_t group_values() const { return depth() * inner; }
+};
+
+struct Forward : Shape {
+  double eps = 0;
+  const void* x = nullptr;
+  void* out = nullptr;
+  const double* weight = nullptr;  // [channels] or null: ones
+  const double* bias = nullptr;    // [channels] or null: zeros
+  double* mean = nullptr;          // [batch, groups]
+  double* var = nullptr;           // [batch, groups]; biased
+};
+
+struct Backward : Shape {
+  double eps = 0;
+  const void* grad_output = nullptr;
+  const void* x = nullptr;
+  const double* weight = nullptr;
+  const double* mean = nullptr;
+  const double* var = nullptr;
+  void* grad_input = nullptr;     // null when it is not wanted
+  double* grad_weight = nullptr;  // [channels]; both null when neither is wanted
+  double* grad_bias = nullptr;
+};
+
+inline const char* refuse_rows(const Shape& p) {
+  return p.rows ? "channels are innermost: the rows method is for them" : nullptr;
+}
+inline const char* refuse_planes(const Shape& p) {
+  return p.rows ? nullptr : "channels are not innermost: the planes method is for them";
+}
+
+// One row of the choice list (common/registry.h).
+template <class Params>
+struct Kernel {
+  const char* name;
+  const char* about;
+  Isa isa;
+  const char* (*refuse)(const Params&);
+  void (*run)(const Params&);
+};
+
+// What one instruction set exports.
+struct Kernels {
+  void (*forward_planes)(const Forward&);
+  void (*forward_rows)(const Forward&);
+  void (*backward_planes)(const Backward&);
+  void (*backward_rows)(const Backward&);
+};
+extern const Kernels kernels_generic;
+#if defined(__x86_64__)
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+#endif
+
+// Textbook loops in double: slow, and what the others are read against.
+void forward_reference(const Forward& p);
+void backward_reference(const Backward& p);
+
+}  // namespace convnorm::group_norm
