@@ -76,7 +76,9 @@ def verdict(low: float, high: float) -> str:
     return "win" if low > 1 else "loss" if high < 1 else "even"
 
 
-def measure(contest: Contest, ceiling: dict[str, float], threads: int, options: argparse.Namespace) -> dict[str, Any]:
+def measure(
+    contest: Contest, ceiling: dict[str, float], threads: int, options: argparse.Namespace
+) -> dict[str, Any]:
     reference = contest.reference()
     errors = [relative_error(player(), reference) for player in (contest.ours, contest.theirs)]
     del reference
@@ -155,15 +157,21 @@ def machine() -> dict[str, Any]:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--ops", default=",".join(ROOMS), help=f"workload files, of {', '.join(ROOMS)}")
-    parser.add_argument("--filter", default="", help="only rows whose 'op problem' contains this regular expression")
+    parser.add_argument(
+        "--filter", default="", help="only rows whose 'op problem' contains this regular expression"
+    )
     parser.add_argument("--layout", default="contiguous,channels_last", help="layouts, separated by commas")
     parser.add_argument("--dtype", default="float32", choices=["float32", "float64", "bfloat16", "float16"])
     parser.add_argument("--threads", default="1,all", help="thread counts, separated by commas")
     parser.add_argument("--seconds", type=float, default=1.0, help="length of one race")
     parser.add_argument("--quick", action="store_true", help="short races: a look, not a result")
-    parser.add_argument("--out", type=Path, help="the JSON file; by default benchmarks/results/<date>-<cpu>.json")
+    parser.add_argument(
+        "--out", type=Path, help="the JSON file; by default benchmarks/results/<date>-<cpu>.json"
+    )
     options = parser.parse_args(arguments)
     options.seconds, options.rounds = (0.1, 5) if options.quick else (options.seconds, 11)
     unknown = [op for op in options.ops.split(",") if op not in ROOMS]

@@ -33,7 +33,9 @@ def add_batch(op: str, input: Tensor, n: int) -> tuple[Tensor, bool]:
 
 def require_float(op: str, name: str, t: Tensor) -> None:
     if not t.dtype.is_floating_point:
-        raise NotImplementedError(f"{op}: {name} has dtype {t.dtype}, must be float32, float64, bfloat16 or float16")
+        raise NotImplementedError(
+            f"{op}: {name} has dtype {t.dtype}, must be float32, float64, bfloat16 or float16"
+        )
 
 
 def autocast_lower(device: torch.device, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:

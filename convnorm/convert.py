@@ -122,9 +122,8 @@ def _obstacle(module: nn.Module, table: dict[type, type]) -> str:
     return ""
 
 
-def _entry(
-    module: nn.Module, names: list[str], table: dict[type, type], exclude: _Selection, only: _Selection | None
-) -> Entry:
+def _entry(module: nn.Module, names: list[str], table: dict[type, type], exclude: _Selection,
+           only: _Selection | None) -> Entry:
     excluded = exclude.has(module, names)
     wanted = only is None or only.has(module, names)
     kind, target, status = type(module), None, "kept"

@@ -10,7 +10,10 @@ import convnorm
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = sorted(p.name for p in (ROOT / "csrc/ops").iterdir() if p.is_dir())
 PAGES = {  # a room's names on the public pages, where they are more than its stem
-    "conv": (["conv1d", "conv2d", "conv3d"], ["Conv1d", "Conv2d", "Conv3d"]),
+    "conv": (
+        [f"{op}{n}d" for op in ("conv", "conv_transpose") for n in (1, 2, 3)],
+        [f"{kind}{n}d" for kind in ("Conv", "ConvTranspose") for n in (1, 2, 3)],
+    ),
     "max_pool": (
         [f"{op}{n}d" for op in ("max_pool", "adaptive_max_pool", "max_unpool") for n in (1, 2, 3)],
         [f"{kind}{n}d" for kind in ("MaxPool", "AdaptiveMaxPool", "MaxUnpool") for n in (1, 2, 3)],

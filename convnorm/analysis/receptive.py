@@ -100,9 +100,8 @@ class FieldTracker(TorchDispatchMode):
         self.put(output, after)
         return after, previous
 
-    def _rule(
-        self, module: nn.Module, before: Field | None, input: Tensor, output: Tensor
-    ) -> tuple[Field | None, tuple[int, ...] | None]:
+    def _rule(self, module: nn.Module, before: Field | None, input: Tensor,
+              output: Tensor) -> tuple[Field | None, tuple[int, ...] | None]:
         n = len(self.size)
         if before is None or n == 0:
             return None, None

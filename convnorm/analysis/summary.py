@@ -135,19 +135,8 @@ def _hooked(model: nn.Module, tracker: FieldTracker, rows: list[Row]) -> Iterato
         field, previous = tracker.layer(module, x, y)
         own = list(module.parameters(recurse=False)) if id(module) not in counted else []
         counted.add(id(module))
-        rows.append(
-            Row(
-                name,
-                type(module).__name__,
-                tuple(y.shape[1:]),
-                _weight_size(module),
-                sum(p.numel() for p in own),
-                _macs(module, x, y),
-                _bytes(module, x, y),
-                field,
-                previous,
-            )
-        )
+        rows.append(Row(name, type(module).__name__, tuple(y.shape[1:]), _weight_size(module),
+                        sum(p.numel() for p in own), _macs(module, x, y), _bytes(module, x, y), field, previous))
 
     handles = []
     for name, module in model.named_modules():

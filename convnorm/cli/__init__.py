@@ -28,10 +28,8 @@ def _info(arguments: argparse.Namespace) -> int:
     isas = ", ".join(build["isas_built"])
     out.print(f"instructions {_C.active_isa()} in use; this processor has {_C.supported_isa()}, built: {isas}")
     out.print(f"threads      {torch.get_num_threads()}")
-    out.print(
-        f"CUDA         convnorm {'built' if build['cuda'] else 'built without'}, "
-        f"torch {torch.version.cuda or 'without'}"
-    )
+    out.print(f"CUDA         convnorm {'built' if build['cuda'] else 'built without'}, "
+              f"torch {torch.version.cuda or 'without'}")
     pins = os.environ.get("CONVNORM_FORCE")
     if pins:
         out.print(f"pinned       {pins}")

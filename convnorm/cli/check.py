@@ -93,10 +93,8 @@ def _compare(case: Case, dtype: torch.dtype) -> tuple[float, float, str]:
 
 def run(out: Out) -> int:
     """Check every case and dtype, print a table; 1 when something is wrong, else 0."""
-    out.print(
-        f"convnorm against torch {torch.__version__} in float64, {_C.active_isa()}, "
-        f"{torch.get_num_threads()} threads: outputs and gradients"
-    )
+    out.print(f"convnorm against torch {torch.__version__} in float64, {_C.active_isa()}, "
+              f"{torch.get_num_threads()} threads: outputs and gradients")
     rows, failures = [], []
     for case in CASES:
         cells = []

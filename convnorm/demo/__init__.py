@@ -98,22 +98,14 @@ def _report(result: Result, out: Out) -> None:
     for x, y in zip(a.history, b.history, strict=True):
         ratios.append(x.seconds / y.seconds)
     out.heading("Result")
-    out.print(
-        f"final accuracy      torch {last[0]:.1%}, convnorm {last[1]:.1%}: "
-        f"{100 * abs(last[0] - last[1]):.1f} points apart"
-    )
-    out.print(
-        f"images per second   torch {a.images_per_second:,.0f}, convnorm {b.images_per_second:,.0f}: "
-        f"{median(ratios):.2f} times (by epoch {min(ratios):.2f} to {max(ratios):.2f})"
-    )
-    out.print(
-        f"first gradients     largest difference {result.gap.absolute:.1e} (in {result.gap.where}), "
-        f"{result.gap.relative:.1e} of the largest gradient"
-    )
-    out.print(
-        f"  against float64   torch {result.errors[0].relative:.1e}, convnorm {result.errors[1].relative:.1e} "
-        "of the largest gradient"
-    )
+    out.print(f"final accuracy      torch {last[0]:.1%}, convnorm {last[1]:.1%}: "
+              f"{100 * abs(last[0] - last[1]):.1f} points apart")
+    out.print(f"images per second   torch {a.images_per_second:,.0f}, convnorm {b.images_per_second:,.0f}: "
+              f"{median(ratios):.2f} times (by epoch {min(ratios):.2f} to {max(ratios):.2f})")
+    out.print(f"first gradients     largest difference {result.gap.absolute:.1e} (in {result.gap.where}), "
+              f"{result.gap.relative:.1e} of the largest gradient")
+    out.print(f"  against float64   torch {result.errors[0].relative:.1e}, convnorm {result.errors[1].relative:.1e} "
+              "of the largest gradient")
     if result.picture:
         out.print(f"picture             {result.picture}")
 
@@ -123,9 +115,8 @@ def run(options: Options, out: Out | None = None) -> Result:
     out = out or Out()
     if options.threads:
         torch.set_num_threads(options.threads)
-    out.print(
-        f"convnorm {__version__} ({_C.active_isa()}), torch {torch.__version__}, {torch.get_num_threads()} threads"
-    )
+    out.print(f"convnorm {__version__} ({_C.active_isa()}), torch {torch.__version__}, "
+              f"{torch.get_num_threads()} threads")
     theirs, ours, exact = _train(options, out)
     times = layer_times([theirs, ours], rounds=5 if options.limit else 25)
     picture = None

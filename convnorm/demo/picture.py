@@ -98,14 +98,8 @@ def draw(path: str | Path, a: Trainer, b: Trainer, times: list[list[LayerTime]])
     layout = "channels_last" if o.channels_last else "NCHW"
     count = len(a.data.train_labels)
     speed = f"{b.images_per_second:,.0f} images/s with convnorm, {a.images_per_second:,.0f} with torch"
-    figure.text(
-        0.06,
-        0.922,
-        f"{count:,} MNIST digits, batch {o.batch_size}, seed {o.seed}, {layout}, "
-        f"CPU threads: {torch.get_num_threads()}, {_C.active_isa()}; training: {speed}",
-        fontsize=10,
-        color=INK,
-    )
+    figure.text(0.06, 0.922, f"{count:,} MNIST digits, batch {o.batch_size}, seed {o.seed}, {layout}, "
+                f"CPU threads: {torch.get_num_threads()}, {_C.active_isa()}; training: {speed}", fontsize=10, color=INK)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

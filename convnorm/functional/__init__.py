@@ -20,6 +20,7 @@ from .adaptive_pooling import (
 )
 from .avg_pooling import avg_pool1d, avg_pool2d, avg_pool3d
 from .conv import conv1d, conv2d, conv3d
+from .conv_transpose import conv_transpose1d, conv_transpose2d, conv_transpose3d
 from .max_pooling import (
     max_pool1d,
     max_pool1d_with_indices,
@@ -50,6 +51,9 @@ __all__ = [
     "conv1d",
     "conv2d",
     "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
     "group_norm",
     "instance_norm",
     "layer_norm",

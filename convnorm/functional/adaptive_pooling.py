@@ -78,9 +78,8 @@ def adaptive_avg_pool3d(input: Tensor, output_size: _Size) -> Tensor:
     return _adaptive_avg_pool(3, input, output_size)
 
 
-def _adaptive_max_pool(
-    n: int, input: Tensor, output_size: _Size, return_indices: bool
-) -> Tensor | tuple[Tensor, Tensor]:
+def _adaptive_max_pool(n: int, input: Tensor, output_size: _Size,
+                       return_indices: bool) -> Tensor | tuple[Tensor, Tensor]:
     x, sizes, unbatched = _prepare(f"adaptive_max_pool{n}d", n, input, output_size)
     wanted = derivative_wanted(input)
     call = AdaptiveMaxPool.call if wanted or return_indices else AdaptiveMaxPool.forward
@@ -92,16 +91,14 @@ def _adaptive_max_pool(
     return out, indices.squeeze(0) if unbatched else indices
 
 
-def adaptive_max_pool1d(
-    input: Tensor, output_size: _Size, return_indices: bool = False
-) -> Tensor | tuple[Tensor, Tensor]:
+def adaptive_max_pool1d(input: Tensor, output_size: _Size,
+                        return_indices: bool = False) -> Tensor | tuple[Tensor, Tensor]:
     """1d adaptive max pooling; see :func:`adaptive_max_pool2d`. None is not taken, as in torch."""
     return _adaptive_max_pool(1, input, output_size, return_indices)
 
 
-def adaptive_max_pool2d(
-    input: Tensor, output_size: _Size, return_indices: bool = False
-) -> Tensor | tuple[Tensor, Tensor]:
+def adaptive_max_pool2d(input: Tensor, output_size: _Size,
+                        return_indices: bool = False) -> Tensor | tuple[Tensor, Tensor]:
     """Maxima of the windows of :func:`adaptive_avg_pool2d`: of equal values the first, of NaNs the last.
 
     Args:
@@ -124,32 +121,28 @@ def adaptive_max_pool2d(
     return _adaptive_max_pool(2, input, output_size, return_indices)
 
 
-def adaptive_max_pool3d(
-    input: Tensor, output_size: _Size, return_indices: bool = False
-) -> Tensor | tuple[Tensor, Tensor]:
+def adaptive_max_pool3d(input: Tensor, output_size: _Size,
+                        return_indices: bool = False) -> Tensor | tuple[Tensor, Tensor]:
     """3d adaptive max pooling; see :func:`adaptive_max_pool2d`, with three spatial dimensions (D, H, W)."""
     return _adaptive_max_pool(3, input, output_size, return_indices)
 
 
-def adaptive_max_pool1d_with_indices(
-    input: Tensor, output_size: _Size, return_indices: bool = False
-) -> tuple[Tensor, Tensor]:
+def adaptive_max_pool1d_with_indices(input: Tensor, output_size: _Size,
+                                     return_indices: bool = False) -> tuple[Tensor, Tensor]:
     """:func:`adaptive_max_pool1d` with ``return_indices=True``, whatever the last argument says (as in torch)."""
     out, indices = _adaptive_max_pool(1, input, output_size, True)
     return out, indices
 
 
-def adaptive_max_pool2d_with_indices(
-    input: Tensor, output_size: _Size, return_indices: bool = False
-) -> tuple[Tensor, Tensor]:
+def adaptive_max_pool2d_with_indices(input: Tensor, output_size: _Size,
+                                     return_indices: bool = False) -> tuple[Tensor, Tensor]:
     """:func:`adaptive_max_pool2d` with ``return_indices=True``, whatever the last argument says (as in torch)."""
     out, indices = _adaptive_max_pool(2, input, output_size, True)
     return out, indices
 
 
-def adaptive_max_pool3d_with_indices(
-    input: Tensor, output_size: _Size, return_indices: bool = False
-) -> tuple[Tensor, Tensor]:
+def adaptive_max_pool3d_with_indices(input: Tensor, output_size: _Size,
+                                     return_indices: bool = False) -> tuple[Tensor, Tensor]:
     """:func:`adaptive_max_pool3d` with ``return_indices=True``, whatever the last argument says (as in torch)."""
     out, indices = _adaptive_max_pool(3, input, output_size, True)
     return out, indices

@@ -13,16 +13,8 @@ from ..ops.avg_pool import AvgPool
 _Size = int | Sequence[int]
 
 
-def _avg_pool(
-    n: int,
-    input: Tensor,
-    kernel_size: _Size,
-    stride: _Size | None,
-    padding: _Size,
-    ceil_mode: bool,
-    count_include_pad: bool,
-    divisor_override: int | None = None,
-) -> Tensor:
+def _avg_pool(n: int, input: Tensor, kernel_size: _Size, stride: _Size | None, padding: _Size, ceil_mode: bool,
+              count_include_pad: bool, divisor_override: int | None = None) -> Tensor:
     op = f"avg_pool{n}d"
     require_float(op, "input", input)
     kernel = ntuple(op, "kernel_size", kernel_size, n)
@@ -34,27 +26,15 @@ def _avg_pool(
     return out.squeeze(0) if unbatched else out
 
 
-def avg_pool1d(
-    input: Tensor,
-    kernel_size: _Size,
-    stride: _Size | None = None,
-    padding: _Size = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-) -> Tensor:
+def avg_pool1d(input: Tensor, kernel_size: _Size, stride: _Size | None = None, padding: _Size = 0,
+               ceil_mode: bool = False, count_include_pad: bool = True) -> Tensor:
     """1d average pooling; see :func:`avg_pool2d`, with one spatial dimension and without divisor_override."""
     return _avg_pool(1, input, kernel_size, stride, padding, ceil_mode, count_include_pad)
 
 
-def avg_pool2d(
-    input: Tensor,
-    kernel_size: _Size,
-    stride: _Size | None = None,
-    padding: _Size = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-) -> Tensor:
+def avg_pool2d(input: Tensor, kernel_size: _Size, stride: _Size | None = None, padding: _Size = 0,
+               ceil_mode: bool = False, count_include_pad: bool = True,
+               divisor_override: int | None = None) -> Tensor:
     """The mean of each window; padding counts as zeros, unless count_include_pad is False.
 
     Args:
@@ -86,14 +66,8 @@ def avg_pool2d(
     return _avg_pool(2, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
 
-def avg_pool3d(
-    input: Tensor,
-    kernel_size: _Size,
-    stride: _Size | None = None,
-    padding: _Size = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-) -> Tensor:
+def avg_pool3d(input: Tensor, kernel_size: _Size, stride: _Size | None = None, padding: _Size = 0,
+               ceil_mode: bool = False, count_include_pad: bool = True,
+               divisor_override: int | None = None) -> Tensor:
     """3d average pooling; see :func:`avg_pool2d`, with three spatial dimensions (D, H, W)."""
     return _avg_pool(3, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)

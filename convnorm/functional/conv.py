@@ -20,17 +20,8 @@ def _same_padding(op: str, kernel: Sequence[int], stride: Sequence[int], dilatio
     return [t // 2 for t in total] + [t - t // 2 for t in total]
 
 
-def _conv(
-    op: str,
-    n: int,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: _Size,
-    padding: str | _Size,
-    dilation: _Size,
-    groups: int,
-) -> Tensor:
+def _conv(op: str, n: int, input: Tensor, weight: Tensor, bias: Tensor | None, stride: _Size,
+          padding: str | _Size, dilation: _Size, groups: int) -> Tensor:
     require_float(op, "input", input)
     if weight.dim() != n + 2:
         raise RuntimeError(f"{op}: weight of size {list(weight.shape)} must have {n + 2} dimensions")
@@ -49,28 +40,14 @@ def _conv(
     return out.squeeze(0) if unbatched else out
 
 
-def conv1d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: _Size = 1,
-    padding: str | _Size = 0,
-    dilation: _Size = 1,
-    groups: int = 1,
-) -> Tensor:
+def conv1d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: _Size = 1,
+           padding: str | _Size = 0, dilation: _Size = 1, groups: int = 1) -> Tensor:
     """1d convolution (cross-correlation); see :func:`conv2d`, with one spatial dimension."""
     return _conv("conv1d", 1, input, weight, bias, stride, padding, dilation, groups)
 
 
-def conv2d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: _Size = 1,
-    padding: str | _Size = 0,
-    dilation: _Size = 1,
-    groups: int = 1,
-) -> Tensor:
+def conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: _Size = 1,
+           padding: str | _Size = 0, dilation: _Size = 1, groups: int = 1) -> Tensor:
     """2d convolution as deep learning means it: cross-correlation, no flip of the filter.
 
     Args:
@@ -98,14 +75,7 @@ def conv2d(
     return _conv("conv2d", 2, input, weight, bias, stride, padding, dilation, groups)
 
 
-def conv3d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: _Size = 1,
-    padding: str | _Size = 0,
-    dilation: _Size = 1,
-    groups: int = 1,
-) -> Tensor:
+def conv3d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: _Size = 1,
+           padding: str | _Size = 0, dilation: _Size = 1, groups: int = 1) -> Tensor:
     """3d convolution (cross-correlation); see :func:`conv2d`, with three spatial dimensions (D, H, W)."""
     return _conv("conv3d", 3, input, weight, bias, stride, padding, dilation, groups)

@@ -8,16 +8,9 @@ from .._args import require_float
 from ..ops.batch_norm import BatchNormEval, BatchNormTrain, update_running
 
 
-def batch_norm(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-05,
-) -> Tensor:
+def batch_norm(input: Tensor, running_mean: Tensor | None, running_var: Tensor | None,
+               weight: Tensor | None = None, bias: Tensor | None = None, training: bool = False,
+               momentum: float = 0.1, eps: float = 1e-05) -> Tensor:
     """Batch normalization: each channel to zero mean and unit variance, then ``weight * xhat + bias``.
 
     Args:
@@ -44,19 +37,10 @@ def batch_norm(
     return batch_norm_act(input, running_mean, running_var, weight, bias, training, momentum, eps, act=None)
 
 
-def batch_norm_act(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-05,
-    *,
-    act: str | None = "relu",
-    residual: Tensor | None = None,
-) -> Tensor:
+def batch_norm_act(input: Tensor, running_mean: Tensor | None, running_var: Tensor | None,
+                   weight: Tensor | None = None, bias: Tensor | None = None, training: bool = False,
+                   momentum: float = 0.1, eps: float = 1e-05, *, act: str | None = "relu",
+                   residual: Tensor | None = None) -> Tensor:
     """``act(batch_norm(input) + residual)`` in one pass; arguments and errors as :func:`batch_norm`.
 
     Args:

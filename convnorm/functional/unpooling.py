@@ -12,14 +12,8 @@ from ..ops._max_pool_indices import MaxUnpool
 _Size = int | Sequence[int]
 
 
-def _unpooled_size(
-    op: str,
-    spatial: Sequence[int],
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-    output_size: Sequence[int] | None,
-) -> list[int]:
+def _unpooled_size(op: str, spatial: Sequence[int], kernel: list[int], stride: list[int], padding: list[int],
+                   output_size: Sequence[int] | None) -> list[int]:
     """(in - 1)*stride + kernel - 2*padding, or output_size where it is less than a stride from that."""
     own = [(i - 1) * s + k - 2 * p for i, k, s, p in zip(spatial, kernel, stride, padding, strict=True)]
     if output_size is None:
@@ -40,15 +34,8 @@ def _unpooled_size(
     return sizes
 
 
-def _max_unpool(
-    n: int,
-    input: Tensor,
-    indices: Tensor,
-    kernel_size: _Size,
-    stride: _Size | None,
-    padding: _Size,
-    output_size: Sequence[int] | None,
-) -> Tensor:
+def _max_unpool(n: int, input: Tensor, indices: Tensor, kernel_size: _Size, stride: _Size | None, padding: _Size,
+                output_size: Sequence[int] | None) -> Tensor:
     op = f"max_unpool{n}d"
     require_float(op, "input", input)
     kernel = ntuple(op, "kernel_size", kernel_size, n)
@@ -64,26 +51,14 @@ def _max_unpool(
     return out.squeeze(0) if unbatched else out
 
 
-def max_unpool1d(
-    input: Tensor,
-    indices: Tensor,
-    kernel_size: _Size,
-    stride: _Size | None = None,
-    padding: _Size = 0,
-    output_size: Sequence[int] | None = None,
-) -> Tensor:
+def max_unpool1d(input: Tensor, indices: Tensor, kernel_size: _Size, stride: _Size | None = None,
+                 padding: _Size = 0, output_size: Sequence[int] | None = None) -> Tensor:
     """1d max un-pooling; see :func:`max_unpool2d`, with one spatial dimension."""
     return _max_unpool(1, input, indices, kernel_size, stride, padding, output_size)
 
 
-def max_unpool2d(
-    input: Tensor,
-    indices: Tensor,
-    kernel_size: _Size,
-    stride: _Size | None = None,
-    padding: _Size = 0,
-    output_size: Sequence[int] | None = None,
-) -> Tensor:
+def max_unpool2d(input: Tensor, indices: Tensor, kernel_size: _Size, stride: _Size | None = None,
+                 padding: _Size = 0, output_size: Sequence[int] | None = None) -> Tensor:
     """A partial inverse of max pooling: every value back at its index in a plane of zeros.
 
     Args:
@@ -112,13 +87,7 @@ def max_unpool2d(
     return _max_unpool(2, input, indices, kernel_size, stride, padding, output_size)
 
 
-def max_unpool3d(
-    input: Tensor,
-    indices: Tensor,
-    kernel_size: _Size,
-    stride: _Size | None = None,
-    padding: _Size = 0,
-    output_size: Sequence[int] | None = None,
-) -> Tensor:
+def max_unpool3d(input: Tensor, indices: Tensor, kernel_size: _Size, stride: _Size | None = None,
+                 padding: _Size = 0, output_size: Sequence[int] | None = None) -> Tensor:
     """3d max un-pooling; see :func:`max_unpool2d`, with three spatial dimensions (D, H, W)."""
     return _max_unpool(3, input, indices, kernel_size, stride, padding, output_size)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn as _torch_nn
 
-from .conv import Conv1d, Conv2d, Conv3d
+from .conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from .fused import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
 from .norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from .pooling import (
@@ -50,6 +50,9 @@ __all__ = [
     "Conv1d",
     "Conv2d",
     "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "ConvTranspose3d",
     "GroupNorm",
     "InstanceNorm1d",
     "InstanceNorm2d",

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 from .. import functional as CF
 
 
-def _forward(self: nn.modules.batchnorm._BatchNorm, input: Tensor, act: str | None, residual: Tensor | None) -> Tensor:
+def _forward(
+    self: nn.modules.batchnorm._BatchNorm, input: Tensor, act: str | None, residual: Tensor | None
+) -> Tensor:
     """torch's _BatchNorm.forward, with an activation and a residual."""
     self._check_input_dim(input)
     momentum = 0.0 if self.momentum is None else self.momentum

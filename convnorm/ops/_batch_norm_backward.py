@@ -86,7 +86,10 @@ class BatchNormBackward(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, grad_output, input, weight, bias, output, stats, *flags):
-        g, x, y = (fold(info, t, d) for t, d in ((grad_output, in_dims[0]), (input, in_dims[1]), (output, in_dims[4])))
+        g, x, y = (
+            fold(info, t, d)
+            for t, d in ((grad_output, in_dims[0]), (input, in_dims[1]), (output, in_dims[4]))
+        )
         w, b = fold_vector(info, weight, in_dims[2]), fold_vector(info, bias, in_dims[3])
         results = BatchNormBackward.call(g, x, w, b, y, fold(info, stats, in_dims[5]), *flags)
         wants = (flags[-3], flags[-2], flags[-2], flags[-1])
@@ -98,12 +101,15 @@ class _BatchNormBackwardEager(BatchNormBackward):
     @staticmethod
     def jvp(ctx: Any, d_grad, d_input, d_weight, *_):
         grad_output, *saved = ctx.saved_tensors
-        tangents = backward_tangent(Terms(saved, ctx.eps, ctx.train, ctx.relu), grad_output, d_grad, d_input, d_weight)
+        tangents = backward_tangent(
+            Terms(saved, ctx.eps, ctx.train, ctx.relu), grad_output, d_grad, d_input, d_weight
+        )
         input, weight, bias = saved[:3]
         wants = (ctx.want_input, ctx.want_affine, ctx.want_affine, ctx.want_residual)
         dtypes = [input.dtype if t is None else t.dtype for t in (input, weight, bias, None)]
         return tuple(
-            t.to(dtype) if want else input.new_zeros(0) for t, want, dtype in zip(tangents, wants, dtypes, strict=True)
+            t.to(dtype) if want else input.new_zeros(0)
+            for t, want, dtype in zip(tangents, wants, dtypes, strict=True)
         )
 
 

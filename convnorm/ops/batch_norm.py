@@ -42,7 +42,9 @@ def _(running_mean, running_var, stats, input, momentum):
 
 
 @torch.library.register_fake("convnorm::batch_norm_backward")
-def _(grad_output, input, weight, bias, output, stats, eps, train, relu, want_input, want_affine, want_residual):
+def _(
+    grad_output, input, weight, bias, output, stats, eps, train, relu, want_input, want_affine, want_residual
+):
     channels = input.shape[1] if want_affine else 0
     return (
         _dense_like(input) if want_input else input.new_empty([0]),

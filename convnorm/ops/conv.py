@@ -176,16 +176,8 @@ class ConvByWeight(Function):
         size = info.batch_size
         g, x = (move_batch(t, d, size) for t, d in ((grad_output, in_dims[0]), (input, in_dims[1])))
         k, *rest = weight_size
-        gw, gb = ConvByWeight.call(
-            g.movedim(0, 1).flatten(1, 2),
-            x.movedim(0, 1).flatten(1, 2),
-            [k * size, *rest],
-            stride,
-            padding,
-            dilation,
-            groups * size,
-            with_bias,
-        )
+        gw, gb = ConvByWeight.call(g.movedim(0, 1).flatten(1, 2), x.movedim(0, 1).flatten(1, 2), [k * size, *rest],
+                                   stride, padding, dilation, groups * size, with_bias)
         gb = gb.unflatten(0, (size, k)) if with_bias else gb.new_empty(size, 0)
         return (gw.unflatten(0, (size, k)), gb), (0, 0)
 

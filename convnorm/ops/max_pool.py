@@ -127,7 +127,9 @@ class MaxPoolBackward(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, grad_output, argmax, input_size, kernel, stride, padding, dilation):
-        g, a = (move_batch(t, d, info.batch_size) for t, d in zip((grad_output, argmax), in_dims[:2], strict=True))
+        g, a = (
+            move_batch(t, d, info.batch_size) for t, d in zip((grad_output, argmax), in_dims[:2], strict=True)
+        )
         n, *rest = input_size
         out = MaxPoolBackward.call(
             g.flatten(0, 1), a.flatten(0, 1), [info.batch_size * n, *rest], kernel, stride, padding, dilation

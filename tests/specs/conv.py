@@ -79,9 +79,18 @@ CASES = [
     case("depthwise 1d", (2, 10, 30), (10, 1, 5), padding=2, groups=10),
     case("depthwise 3d", (1, 8, 5, 6, 7), (8, 1, 3, 3, 3), padding=1, groups=8),
     # One less, exactly, and one more than a vector and than the 16-wide tile.
-    *(case(f"{k} filters at the vector edge", (1, 5, 6, 6), (k, 5, 3, 3), padding=1) for k in (7, 8, 9, 15, 16, 17)),
-    *(case(f"{c} channels at the vector edge", (1, c, 6, 6), (6, c, 3, 3), padding=1) for c in (7, 8, 9, 15, 16, 17)),
-    *(case(f"width {w} at the vector edge", (1, 4, 3, w), (8, 4, 3, 3), padding=1) for w in (7, 8, 9, 15, 16, 17)),
+    *(
+        case(f"{k} filters at the vector edge", (1, 5, 6, 6), (k, 5, 3, 3), padding=1)
+        for k in (7, 8, 9, 15, 16, 17)
+    ),
+    *(
+        case(f"{c} channels at the vector edge", (1, c, 6, 6), (6, c, 3, 3), padding=1)
+        for c in (7, 8, 9, 15, 16, 17)
+    ),
+    *(
+        case(f"width {w} at the vector edge", (1, 4, 3, w), (8, 4, 3, 3), padding=1)
+        for w in (7, 8, 9, 15, 16, 17)
+    ),
     *(
         case(f"depthwise {c} channels at the vector edge", (1, c, 5, 5), (c, 1, 3, 3), padding=1, groups=c)
         for c in (7, 8, 9, 17)
@@ -144,3 +153,62 @@ SPEC = OpSpec(
     bytes=moved,
     exact=True,
 )
+
+
+def transposed(reason, input, weight, bias=True, small=False, **kwargs):
+    """``weight`` is (channels, out channels per group, *kernel)."""
+    shapes = {"input": input, "weight": weight}
+    return Case(reason, shapes | ({"bias": (weight[1] * kwargs.get("groups", 1),)} if bias else {}), kwargs, small)
+
+
+TRANSPOSED = [
+    transposed("doubles an image", (2, 8, 7, 7), (8, 6, 2, 2), stride=2),
+    transposed("odd sizes by output_padding", (2, 5, 6, 5), (5, 7, 3, 3), stride=2, padding=1, output_padding=1),
+    transposed("stride 1 is a convolution", (1, 4, 6, 7), (4, 3, 3, 3), padding=1, small=True, bias=False),
+    transposed("groups", (2, 6, 5, 5), (6, 4, 3, 3), stride=2, groups=3),
+    transposed("depthwise", (1, 9, 6, 6), (9, 1, 4, 4), stride=2, padding=1, groups=9),
+    transposed("stride above the kernel leaves gaps", (1, 3, 4, 4), (3, 2, 2, 2), stride=3),
+    transposed("output_padding beyond the stride", (1, 3, 5, 5), (3, 4, 2, 2), dilation=3, output_padding=2),
+    transposed("1d", (2, 6, 20), (6, 5, 4), stride=2, padding=1),
+    transposed("3d", (1, 4, 3, 4, 5), (4, 3, 2, 2, 2), stride=2),
+    transposed("a batch of none", (0, 3, 4, 4), (3, 2, 2, 2), bias=False, stride=2),
+]
+
+
+def transposed_ours(input, weight, **kwargs):
+    return getattr(CF, f"conv_transpose{input.dim() - 2}d")(input, weight, **kwargs)
+
+
+def transposed_theirs(input, weight, **kwargs):
+    return getattr(F, f"conv_transpose{input.dim() - 2}d")(input, weight, **kwargs)
+
+
+def transposed_raw(input, weight, bias=None, output_padding=0, **kwargs):
+    out = transposed_theirs(input, weight, output_padding=0, **kwargs)
+    args = (input, weight, list(out.shape), *geometry(out.shape[2:], weight.shape[2:], **kwargs))
+    return [(torch.ops.convnorm.conv_by_input.default, args)]
+
+
+def transposed_flops(case):
+    return 2 * math.prod(case.shapes["input"]) * math.prod(case.shapes["weight"][1:])
+
+
+def transposed_moved(case, itemsize):
+    out = transposed_theirs(*(torch.empty(case.shapes[k], device="meta") for k in ("input", "weight")), **case.kwargs)
+    return itemsize * (sum(math.prod(s) for s in case.shapes.values()) + out.numel())
+
+
+SPECS = [
+    SPEC,
+    OpSpec(
+        name="conv_transpose",
+        cases=TRANSPOSED,
+        ours=transposed_ours,
+        theirs=transposed_theirs,
+        grads=("input", "weight", "bias"),
+        raw=transposed_raw,
+        flops=transposed_flops,
+        bytes=transposed_moved,
+        exact=True,
+    ),
+]
