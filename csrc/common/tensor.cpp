@@ -2,6 +2,10 @@
 
 #include <numeric>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace convnorm {
 
 View view(const Tensor& t) {
@@ -99,6 +103,23 @@ Layout suggested_layout(const Tensor& t) {
   return Layout::channels_last;
 }
 
+namespace {
+
+// Asks for huge pages under memory that the allocator has just mapped for a large tensor: malloc maps blocks
+// of 32 MB and more anew each time, and its 4 KB pages, first touched by our kernel, can cost more than the
+// kernel (numpy asks so too). A hint: where the system says never, nothing happens.
+void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] std::size_t bytes) {
+#if defined(__linux__)
+  constexpr std::uintptr_t kMapped = 32 << 20, kPage = 2 << 20;
+  if (bytes < kMapped) return;
+  const auto begin = reinterpret_cast<std::uintptr_t>(data);
+  const std::uintptr_t first = (begin + kPage - 1) / kPage * kPage, last = (begin + bytes) / kPage * kPage;
+  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
+}  // namespace
+
 Tensor empty(const Tensor& like, const Ints& sizes, Layout layout) {
   return empty(like, sizes, layout, like.scalar_type());
 }
@@ -122,7 +143,9 @@ Tensor empty(const Tensor& like, const Ints& sizes, Layout layout, ScalarType dt
   AtenTensorHandle handle = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(
       aoti_torch_empty_strided(dim, sizes.data(), strides.data(), code, device_type, device_index, &handle));
-  return Tensor(handle);
+  Tensor result(handle);
+  if (!result.is_cuda()) advise_huge_pages(result.data_ptr(), result.numel() * result.element_size());
+  return result;
 }
 
 void check_same_device(const char* op, const char* first_name, const Tensor& first, const char* name,
