@@ -91,9 +91,11 @@ std::span<const Kernel<BackwardFn>> backward_kernels();
 
 // What each instruction set exports.
 struct Kernels {
+  ForwardFn forward_pairs;     // two columns per output, NCHW (cpu/max_pool_pairs.h)
   ForwardFn forward_rows;      // vectors along the output row (cpu/max_pool_rows.h)
   ForwardFn forward_channels;  // vectors over channels (cpu/max_pool_channels.h)
-  BackwardFn backward_rows;    // their backwards, each gradient written once
+  BackwardFn backward_pairs;   // their backwards, each gradient written once
+  BackwardFn backward_rows;
   BackwardFn backward_channels;
 };
 extern const Kernels kernels_generic;

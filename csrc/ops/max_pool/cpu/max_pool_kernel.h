@@ -122,10 +122,20 @@ struct Arena {
   }
 };
 
+template <class Pool>
+inline void carve_scratch(Pool& pool) {
+  Arena arena;
+  pool.carve(arena);
+  arena = {static_cast<char*>(scratch_bytes(Slot::local, arena.used)), 0};
+  pool.carve(arena);
+}
+
 }  // namespace
 }  // namespace convnorm::max_pool
 
+#include "ops/max_pool/cpu/max_pool_spill.h"
 #include "ops/max_pool/cpu/max_pool_channels.h"
+#include "ops/max_pool/cpu/max_pool_pairs.h"
 #include "ops/max_pool/cpu/max_pool_rows.h"
 #include "ops/max_pool/cpu/max_pool_backward_channels.h"
 #include "ops/max_pool/cpu/max_pool_backward_rows.h"

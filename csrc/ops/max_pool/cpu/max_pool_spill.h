@@ -1,0 +1,70 @@
+// What the kernels share that walk dense planes row by row in whole vectors, however narrow the rows are.
+//
+// A row's last vector reads on into the next row, and writes into it. Rows are written in the order of
+// memory, so that the next row overwrites what was spilled. Where memory ends, at the first and last rows of
+// a tensor or of a task's planes, a row is staged in scratch memory with room on both sides.
+#pragma once
+
+namespace convnorm::max_pool {
+namespace {
+
+// Where plane q of n*c starts in each tensor.
+struct PlaneStart {
+  std::int64_t input, output, argmax;
+};
+
+inline PlaneStart plane_start(const Params& p, std::int64_t q) {
+  const std::int64_t n = q / p.c, c = q % p.c;
+  const auto start = [n, c](const Strides& s) { return n * s.n + c * s.c; };
+  return {start(p.input), start(p.output), start(p.argmax)};
+}
+
+// Elements from a tensor's first to its last: all of them may be read.
+inline std::int64_t extent(const Params& p, const Strides& s, const Dims& size) {
+  std::int64_t last = (p.n - 1) * s.n + (p.c - 1) * s.c;
+  for (int d = 0; d < kSpatial; ++d) last += (size[d] - 1) * s.s[d];
+  return last + 1;
+}
+
+// How many of n rows, `step` apart, lie within `room` elements with `width` elements each.
+inline std::int64_t rows_within(std::int64_t room, std::int64_t width, std::int64_t step, std::int64_t n) {
+  if ((n - 1) * step + width <= room) return n;
+  return room < width ? 0 : imin(n, (room - width) / step + 1);
+}
+
+// --- lanes ---------------------------------------------------------------------------------------
+
+template <class C>
+constexpr auto kEachLane = std::make_integer_sequence<int, kLanes<C>>{};
+
+template <class C, int... i>
+inline ivec<C> counting(std::integer_sequence<int, i...>) {
+  return ivec<C>{i...};
+}
+
+// All bits in the lanes whose column, j + lane, lies outside [0, columns): a code or'ed with them names no
+// tap.
+template <class C>
+inline ivec<C> outside(std::int64_t j, std::int64_t columns) {
+  const ivec<C> o = counting<C>(kEachLane<C>) + splat_code<C>(j);
+  return (o < splat_code<C>(0)) | (o >= splat_code<C>(columns));
+}
+
+template <class V, int... i>
+inline V interleave_low(V a, V b, std::integer_sequence<int, i...>) {
+  return __builtin_shufflevector(a, b, (i / 2 + i % 2 * int(sizeof...(i)))...);
+}
+template <class V, int... i>
+inline V interleave_high(V a, V b, std::integer_sequence<int, i...>) {
+  return __builtin_shufflevector(a, b, (i / 2 + int(sizeof...(i)) / 2 + i % 2 * int(sizeof...(i)))...);
+}
+
+// to[0, 2 lanes) = even[0], odd[0], even[1], ...
+template <class C, class T>
+inline void store_interleaved(T* to, vec<C> even, vec<C> odd) {
+  store(to, interleave_low(even, odd, kEachLane<C>));
+  store(to + kLanes<C>, interleave_high(even, odd, kEachLane<C>));
+}
+
+}  // namespace
+}  // namespace convnorm::max_pool
