@@ -210,7 +210,9 @@ def test_every_kernel_gives_the_same_bits(layout, kwargs, dtype):
         ("contiguous", {"kernel_size": 2}, "pairs", "pairs"),
         ("contiguous", {"kernel_size": 3, "stride": 2, "padding": 1}, "rows", "rows"),
         ("contiguous", {"kernel_size": 3}, "rows", "scatter"),
-        ("channels_last", {"kernel_size": 2}, "channels", "channels"),
+        ("channels_last", {"kernel_size": 2}, "channels", "tiles"),
+        ("channels_last", {"kernel_size": 3, "stride": 2}, "channels", "channels"),
+        ("contiguous", {"kernel_size": 8}, "planes", "planes"),
     ],
 )
 def test_choice(layout, kwargs, name, backward):

@@ -13,15 +13,25 @@ namespace {
 
 std::int64_t floor_div(std::int64_t a, std::int64_t b) { return a / b - (a % b != 0 && (a < 0) != (b < 0)); }
 
+// Parts of messages that are put into words only when a check fails: a call has no time for that.
+struct InDim {
+  int d;
+};
+std::ostream& operator<<(std::ostream& out, InDim dim) { return out << " (" << dim_name(dim.d) << ")"; }
+
+struct Shape {
+  const Ints& sizes;
+};
+std::ostream& operator<<(std::ostream& out, const Shape& shape) { return out << shape_text(shape.sizes); }
+
 void check_window(const std::string& op, const Window& w, int dims) {
   for (int d = kSpatial - dims; d < kSpatial; ++d) {
-    const std::string in_dim = text(" (", dim_name(d), ")");
-    check(w.kernel[d] > 0, op, ": kernel_size ", w.kernel[d], in_dim, " must be greater than zero");
-    check(w.stride[d] > 0, op, ": stride ", w.stride[d], in_dim,
+    check(w.kernel[d] > 0, op, ": kernel_size ", w.kernel[d], InDim{d}, " must be greater than zero");
+    check(w.stride[d] > 0, op, ": stride ", w.stride[d], InDim{d},
           " must be greater than zero; stride should not be zero");
-    check(w.dil[d] > 0, op, ": dilation ", w.dil[d], in_dim, " must be greater than zero");
-    check(w.pad[d] >= 0, op, ": padding ", w.pad[d], in_dim, " must be non-negative");
-    check(w.pad[d] <= w.kernel[d] / 2, op, ": padding ", w.pad[d], in_dim,
+    check(w.dil[d] > 0, op, ": dilation ", w.dil[d], InDim{d}, " must be greater than zero");
+    check(w.pad[d] >= 0, op, ": padding ", w.pad[d], InDim{d}, " must be non-negative");
+    check(w.pad[d] <= w.kernel[d] / 2, op, ": padding ", w.pad[d], InDim{d},
           " must be at most half of kernel_size ", w.kernel[d]);
   }
 }
@@ -63,7 +73,7 @@ Params problem(const std::string& op, const Ints& sizes, const Geometry& g) {
   w.dil = lifted(op, "dilation", g.dilation, dims, 1);
   check_window(op, w, dims);
   for (std::size_t i = 1; i < sizes.size(); ++i)
-    check(sizes[i] > 0, op, ": input of size ", shape_text(sizes), " has dimension ", i,
+    check(sizes[i] > 0, op, ": input of size ", Shape{sizes}, " has dimension ", i,
           " of size zero; only the batch may be empty");
   p.n = sizes[0];
   p.c = sizes[1];
@@ -72,9 +82,9 @@ Params problem(const std::string& op, const Ints& sizes, const Geometry& g) {
 }
 
 std::string op_name(const Ints& sizes) {
-  check(sizes.size() >= 3 && sizes.size() <= kMaxDims, "max_pool: got input of size ", shape_text(sizes),
+  check(sizes.size() >= 3 && sizes.size() <= kMaxDims, "max_pool: got input of size ", Shape{sizes},
         ", must be (n, c) and 1 to 3 spatial dimensions");
-  return text("max_pool", sizes.size() - 2, "d");
+  return "max_pool" + std::to_string(sizes.size() - 2) + "d";
 }
 
 Ints sizes_of(const Tensor& t) { return {t.sizes().begin(), t.sizes().end()}; }
@@ -136,7 +146,7 @@ Params recorded_problem(const std::string& op, const Ints& input_size, const Geo
   Params p = problem(op, input_size, g);
   const Ints pooled = sizes_of(argmax);
   check(pooled.size() == input_size.size() && pooled[0] == p.n && pooled[1] == p.c, op, ": argmax of size ",
-        shape_text(pooled), " does not belong to an input of size ", shape_text(input_size));
+        Shape{pooled}, " does not belong to an input of size ", Shape{input_size});
   const int dims = static_cast<int>(pooled.size()) - 2;
   p.out = lift(pooled.data() + 2, dims, 1);
   for (int d = kSpatial - dims; d < kSpatial; ++d) {
@@ -167,8 +177,9 @@ Tensor backward(Tensor grad_output, Tensor argmax, Ints input_size, Ints kernel,
                 Ints dilation) {
   const std::string op = op_name(input_size) + "_backward";
   Params p = recorded_problem(op, input_size, {kernel, stride, padding, dilation}, argmax);
-  check(sizes_of(grad_output) == sizes_of(argmax), op, ": grad_output of size ", shape_text(grad_output),
-        " must have argmax's size ", shape_text(argmax));
+  const Ints grad_sizes = sizes_of(grad_output), pooled = sizes_of(argmax);
+  check(grad_sizes == pooled, op, ": grad_output of size ", Shape{grad_sizes}, " must have argmax's size ",
+        Shape{pooled});
   check_same_device(op.c_str(), "grad_output", grad_output, "argmax", argmax);
   p.dtype = float_dtype(op.c_str(), "grad_output", grad_output);
   Tensor grad_input = empty(grad_output, input_size, suggested_layout(argmax));

@@ -274,10 +274,9 @@ void spread_rows(const Params& p, const T* grad_output, const std::uint8_t* argm
                                             argmax + extent(p, p.argmax, p.out),
                                             grad_input + end * plane(p)};
     carve_scratch(rows);
-    for (std::int64_t q = begin; q < end; ++q) {
-      const PlaneStart start = plane_start(p, q);
+    each_plane_start(p, begin, end, [&](std::int64_t q, const PlaneStart& start) {
       rows.spread_plane(grad_output + start.output, argmax + start.argmax, grad_input + q * plane(p));
-    }
+    });
   });
 }
 

@@ -126,12 +126,13 @@ void forward_pairs_of(const Params& p, const T* input, T* output, std::uint8_t* 
   parallel_for(p.n * p.c, planes_per_task(plane(p)), [&](std::int64_t begin, std::int64_t end) {
     PairPool<kRecord, T> pool{p, input + extent(p, p.input, p.in), output + end * outputs};
     carve_scratch(pool);
-    for (std::int64_t q = begin; q < end; ++q)
+    each_plane_start(p, begin, end, [&](std::int64_t q, const PlaneStart& start) {
       for (std::int64_t od = 0; od < p.out[0]; ++od) {
         const std::int64_t to = q * outputs + od * slab;
-        pool.pool_slab(input + plane_start(p, q).input + at(p, 0, od, 0) * p.input.s[0], output + to,
+        pool.pool_slab(input + start.input + at(p, 0, od, 0) * p.input.s[0], output + to,
                        kRecord ? argmax + to : nullptr);
       }
+    });
   });
 }
 
@@ -222,8 +223,7 @@ void backward_pairs_of(const Params& p, const T* grad_output, const std::uint8_t
     PairSpread<T> pairs{p, grad_output + extent(p, p.output, p.out), argmax + extent(p, p.argmax, p.out),
                         grad_input + end * plane(p)};
     carve_scratch(pairs);
-    for (std::int64_t q = begin; q < end; ++q) {
-      const PlaneStart start = plane_start(p, q);
+    each_plane_start(p, begin, end, [&](std::int64_t q, const PlaneStart& start) {
       T* to = grad_input + q * plane(p);
       for (std::int64_t od = 0; od < p.out[0]; ++od)
         for (std::int64_t td = 0; td < k_d; ++td, to += slab)
@@ -231,7 +231,7 @@ void backward_pairs_of(const Params& p, const T* grad_output, const std::uint8_t
                             argmax + start.argmax + od * p.argmax.s[0], td * p.window.kernel[1] * 2, to);
       const std::int64_t left = (p.in[0] - p.out[0] * k_d) * slab;
       if (left > 0) std::memset(to, 0, left * sizeof(T));
-    }
+    });
   });
 }
 

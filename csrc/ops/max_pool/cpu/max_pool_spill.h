@@ -19,6 +19,21 @@ inline PlaneStart plane_start(const Params& p, std::int64_t q) {
   return {start(p.input), start(p.output), start(p.argmax)};
 }
 
+// f(q, start) for planes [begin, end): a division per plane would cost as much as a small plane.
+template <class F>
+inline __attribute__((always_inline)) void each_plane_start(const Params& p, std::int64_t begin,
+                                                            std::int64_t end, F&& f) {
+  for (std::int64_t q = begin; q < end;) {
+    PlaneStart start = plane_start(p, q);
+    const std::int64_t input = p.input.c, output = p.output.c, argmax = p.argmax.c;
+    const std::int64_t image_end = imin(end, (q / p.c + 1) * p.c);
+    for (; q < image_end; ++q) {
+      f(q, start);
+      start = {start.input + input, start.output + output, start.argmax + argmax};
+    }
+  }
+}
+
 // Elements from a tensor's first to its last: all of them may be read.
 inline std::int64_t extent(const Params& p, const Strides& s, const Dims& size) {
   std::int64_t last = (p.n - 1) * s.n + (p.c - 1) * s.c;
