@@ -9,6 +9,7 @@
 //             written once
 //
 // Rows spill into the next (max_pool_spill.h): one of 7 outputs is one vector, with no loop over a remainder.
+// Planes that follow each other are taken as one tall plane.
 #pragma once
 
 namespace convnorm::max_pool {
@@ -123,10 +124,12 @@ inline std::int64_t planes_per_task(std::int64_t plane_size) { return ceil_div(1
 template <bool kRecord, class T>
 void forward_pairs_of(const Params& p, const T* input, T* output, std::uint8_t* argmax) {
   const std::int64_t slab = p.out[1] * p.out[2], outputs = p.out[0] * slab;
+  const bool join = p.in[1] == p.out[1] * p.window.stride[1] && planes_follow(p, p.input, p.in);
   parallel_for(p.n * p.c, planes_per_task(plane(p)), [&](std::int64_t begin, std::int64_t end) {
-    PairPool<kRecord, T> pool{p, input + extent(p, p.input, p.in), output + end * outputs};
+    const Params task = join ? tall_plane(p, end - begin) : p;
+    PairPool<kRecord, T> pool{task, input + extent(p, p.input, p.in), output + end * outputs};
     carve_scratch(pool);
-    each_plane_start(p, begin, end, [&](std::int64_t q, const PlaneStart& start) {
+    each_plane_start(p, begin, join ? begin + 1 : end, [&](std::int64_t q, const PlaneStart& start) {
       for (std::int64_t od = 0; od < p.out[0]; ++od) {
         const std::int64_t to = q * outputs + od * slab;
         pool.pool_slab(input + start.input + at(p, 0, od, 0) * p.input.s[0], output + to,
@@ -146,20 +149,60 @@ void forward_pairs(const Params& p, const void* input, void* output, void* argma
 
 // --- backward ------------------------------------------------------------------------------------
 
-// One output row into an input row of its windows; `code` is that of the even columns' tap. The lanes
-// `beyond` the row leave zeros.
+// A vector of an output row into an input row, whose taps are named `even` and `odd`.
+template <class T, class I>
+inline __attribute__((always_inline)) void spread_pairs(vec<compute_t<T>> g, I argmax, I even, I odd, T* to) {
+  const vec<compute_t<T>> zero{};
+  store_interleaved<compute_t<T>>(to, argmax == even ? g : zero, argmax == odd ? g : zero);
+}
+
+// Rows of outputs, one below the other, and the input rows that they go to.
 template <class T>
-inline void spread_pairs(const T* grad, const std::uint8_t* argmax, std::int64_t columns,
-                         ivec<compute_t<T>> beyond, std::int64_t code, T* to) {
+struct PairRows {
+  const T* grad;
+  const std::uint8_t* argmax;
+  std::int64_t grad_step, argmax_step, count;
+  T* to;
+  std::int64_t in_w, code;  // `code` names the first input row's even columns
+};
+
+// k_h input rows for each output row. The lanes `beyond` an output row leave zeros.
+template <class T, class I>
+__attribute__((noinline)) void spread_pair_rows(PairRows<T> rows, std::int64_t k_h, std::int64_t columns,
+                                                I beyond) {
   using C = compute_t<T>;
   constexpr int lanes = kLanes<C>;
-  const auto even = splat_code<C>(code), odd = even + 1;
-  const auto spread = [&](std::int64_t j, ivec<C> a) __attribute__((always_inline)) {
-    const vec<C> g = load(grad + j);
-    store_interleaved<C>(to + 2 * j, a == even ? g : vec<C>{}, a == odd ? g : vec<C>{});
-  };
-  for (std::int64_t j = 0; j < columns - lanes; j += lanes) spread(j, load_codes<C>(argmax + j));
-  spread(columns - lanes, load_codes<C>(argmax + columns - lanes) | beyond);
+  const std::int64_t last = columns - lanes, in_w = rows.in_w;
+  const bool odd_column = in_w > 2 * columns;
+  for (std::int64_t oh = 0; oh < rows.count; ++oh) {
+    I even = splat_code<C>(rows.code);
+    for (std::int64_t th = 0; th < k_h; ++th, even += 2, rows.to += in_w) {
+      for (std::int64_t j = 0; j < last; j += lanes)
+        spread_pairs(load(rows.grad + j), load_codes<C>(rows.argmax + j), even, even + 1, rows.to + 2 * j);
+      spread_pairs(load(rows.grad + last), load_codes<C>(rows.argmax + last) | beyond, even, even + 1,
+                   rows.to + 2 * last);
+      if (odd_column) rows.to[in_w - 1] = T{};
+    }
+    rows.grad += rows.grad_step;
+    rows.argmax += rows.argmax_step;
+  }
+}
+
+// The same for two input rows and output rows of one vector at most, which is loaded once.
+template <class T, class I>
+__attribute__((noinline)) void spread_narrow_rows(PairRows<T> rows, I beyond) {
+  using C = compute_t<T>;
+  const std::int64_t in_w = rows.in_w;
+  const I even = splat_code<C>(rows.code);
+  for (std::int64_t oh = 0; oh < rows.count; ++oh) {
+    const vec<C> g = load(rows.grad);
+    const I a = load_codes<C>(rows.argmax) | beyond;
+    spread_pairs(g, a, even, even + 1, rows.to);
+    spread_pairs(g, a, even + 2, even + 3, rows.to + in_w);
+    rows.to += 2 * in_w;
+    rows.grad += rows.grad_step;
+    rows.argmax += rows.argmax_step;
+  }
 }
 
 template <class T>
@@ -181,19 +224,11 @@ struct PairSpread {
 
   // n output rows into the input rows from `to` on; `code` names the first of these and its even columns.
   void spread_rows(const T* g, const std::uint8_t* a, std::int64_t code, T* to, std::int64_t n) const {
-    const std::int64_t in_w = p.in[2], k_h = p.window.kernel[1], width = columns;
-    const std::int64_t grad_step = p.output.s[1], argmax_step = p.argmax.s[1];
-    const auto outside_row = beyond;
-    const bool odd_column = in_w > 2 * columns;
-    for (std::int64_t oh = 0; oh < n; ++oh) {
-      for (std::int64_t th = 0; th < k_h; ++th) {
-        spread_pairs(g, a, width, outside_row, code + 2 * th, to);
-        if (odd_column) to[in_w - 1] = T{};
-        to += in_w;
-      }
-      g += grad_step;
-      a += argmax_step;
-    }
+    const PairRows<T> rows{g, a, p.output.s[1], p.argmax.s[1], n, to, p.in[2], code};
+    if (p.window.kernel[1] == 2 && p.in[2] <= 2 * kLanes<compute_t<T>>)
+      spread_narrow_rows(rows, beyond);
+    else
+      spread_pair_rows(rows, p.window.kernel[1], columns, beyond);
   }
 
   void spread_staged(const T* g, const std::uint8_t* a, std::int64_t code, T* to) const {
@@ -219,11 +254,14 @@ struct PairSpread {
 template <class T>
 void backward_pairs_of(const Params& p, const T* grad_output, const std::uint8_t* argmax, T* grad_input) {
   const std::int64_t slab = p.in[1] * p.in[2], k_d = p.window.kernel[0];
+  const bool join =
+      p.in[0] == 1 && p.in[1] == p.out[1] * p.window.kernel[1] && planes_follow(p, p.output, p.out);
   parallel_for(p.n * p.c, planes_per_task(plane(p)), [&](std::int64_t begin, std::int64_t end) {
-    PairSpread<T> pairs{p, grad_output + extent(p, p.output, p.out), argmax + extent(p, p.argmax, p.out),
+    const Params task = join ? tall_plane(p, end - begin) : p;
+    PairSpread<T> pairs{task, grad_output + extent(p, p.output, p.out), argmax + extent(p, p.argmax, p.out),
                         grad_input + end * plane(p)};
     carve_scratch(pairs);
-    each_plane_start(p, begin, end, [&](std::int64_t q, const PlaneStart& start) {
+    each_plane_start(p, begin, join ? begin + 1 : end, [&](std::int64_t q, const PlaneStart& start) {
       T* to = grad_input + q * plane(p);
       for (std::int64_t od = 0; od < p.out[0]; ++od)
         for (std::int64_t td = 0; td < k_d; ++td, to += slab)

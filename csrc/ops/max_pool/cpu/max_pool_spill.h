@@ -41,6 +41,21 @@ inline std::int64_t extent(const Params& p, const Strides& s, const Dims& size) 
   return last + 1;
 }
 
+// Planes of one slab follow each other without gaps: their rows are those of one tall plane.
+inline bool planes_follow(const Params& p, const Strides& s, const Dims& size) {
+  return size[0] == 1 && (size[1] == 1 || s.s[1] == size[2]) && (p.c == 1 || s.c == size[1] * size[2]) &&
+         (p.n == 1 || s.n == p.c * size[1] * size[2]);
+}
+
+// The problem of `planes` planes that follow each other, as one.
+inline Params tall_plane(Params p, std::int64_t planes) {
+  p.in[1] *= planes;
+  p.out[1] *= planes;
+  p.input.s[1] = p.in[2];
+  p.output.s[1] = p.argmax.s[1] = p.out[2];
+  return p;
+}
+
 // How many of n rows, `step` apart, lie within `room` elements with `width` elements each.
 inline std::int64_t rows_within(std::int64_t room, std::int64_t width, std::int64_t step, std::int64_t n) {
   if ((n - 1) * step + width <= room) return n;
