@@ -379,6 +379,9 @@ def test_backward_errors():
         ops.max_pool_backward(grad[..., :2], argmax, [1, 2, 8, 8], *window)
     with pytest.raises(RuntimeError, match="max_pool2d_gather: argmax has dtype int16"):
         ops.max_pool_gather(torch.randn(1, 2, 8, 8), argmax.short(), *window)
+    wide = ([1, 300], [1, 300], [0, 0], [1, 1])
+    with pytest.raises(RuntimeError, match="argmax of uint8 does not belong to a window of 300 positions"):
+        ops.max_pool_backward(grad[..., :1], argmax[..., :1], [1, 2, 4, 300], *wide)
 
 
 def test_records_from_elsewhere_stay_inside_the_tensor():

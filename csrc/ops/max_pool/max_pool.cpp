@@ -157,6 +157,8 @@ Params recorded_problem(const std::string& op, const Ints& input_size, const Geo
   }
   switch (argmax.scalar_type()) {
     case ScalarType::Byte:
+      check(positions(p.window) <= 256, op, ": argmax of uint8 does not belong to a window of ",
+            positions(p.window), " positions");
       p.record = Argmax::offset8;
       break;
     case ScalarType::Int:
