@@ -204,16 +204,25 @@ def test_every_kernel_gives_the_same_bits(layout, kwargs, dtype):
     assert {"max_pool_rows_generic", "max_pool_backward_scatter"} <= ran
 
 
-def test_choice_by_layout():
-    x = torch.randn(1, 16, 8, 8)
-    for layout, name in (
-        (torch.contiguous_format, "max_pool_rows"),
-        (torch.channels_last, "max_pool_channels"),
-    ):
-        convnorm._C.trace_begin()
-        CF.max_pool2d(x.contiguous(memory_format=layout), 2)
-        (chosen,) = [row["kernel"] for row in convnorm._C.trace_end() if row["chosen"]]
-        assert chosen.startswith(name)
+@pytest.mark.parametrize(
+    "layout, kwargs, name, backward",
+    [
+        ("contiguous", {"kernel_size": 2}, "pairs", "pairs"),
+        ("contiguous", {"kernel_size": 3, "stride": 2, "padding": 1}, "rows", "rows"),
+        ("contiguous", {"kernel_size": 3}, "rows", "scatter"),
+        ("channels_last", {"kernel_size": 2}, "channels", "tiles"),
+        ("channels_last", {"kernel_size": 3, "stride": 2}, "channels", "channels"),
+        ("contiguous", {"kernel_size": 8}, "planes", "planes"),
+    ],
+)
+def test_choice(layout, kwargs, name, backward):
+    x = torch.randn(1, 16, 8, 8).to(memory_format=getattr(torch, f"{layout}_format", torch.channels_last))
+    convnorm._C.trace_begin()
+    y = CF.max_pool2d(x.requires_grad_(), **kwargs)
+    torch.autograd.grad(y, x, torch.ones_like(y))
+    chosen = {row["op"]: row["kernel"] for row in convnorm._C.trace_end() if row["chosen"]}
+    assert chosen["max_pool_forward"].startswith(f"max_pool_{name}")
+    assert chosen["max_pool_backward"].startswith(f"max_pool_backward_{backward}")
 
 
 def test_records_what_is_needed():
@@ -370,6 +379,9 @@ def test_backward_errors():
         ops.max_pool_backward(grad[..., :2], argmax, [1, 2, 8, 8], *window)
     with pytest.raises(RuntimeError, match="max_pool2d_gather: argmax has dtype int16"):
         ops.max_pool_gather(torch.randn(1, 2, 8, 8), argmax.short(), *window)
+    wide = ([1, 300], [1, 300], [0, 0], [1, 1])
+    with pytest.raises(RuntimeError, match="argmax of uint8 does not belong to a window of 300 positions"):
+        ops.max_pool_backward(grad[..., :1], argmax[..., :1], [1, 2, 4, 300], *wide)
 
 
 def test_records_from_elsewhere_stay_inside_the_tensor():

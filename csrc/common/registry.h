@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdlib>
 #include <span>
 #include <string>
 #include <vector>
@@ -56,25 +57,33 @@ const char* refusal(const Row& row, const Params& params, const std::string& for
   return row.refuse ? row.refuse(params) : nullptr;
 }
 
+// The error of a problem that no row accepts. Its reasons are found again: a choice that succeeds has no time to
+// put those of the rows before it into words.
+template <class Row, class Params>
+[[noreturn]] void refuse_all(const char* op, std::span<const Row> rows, const Params& params,
+                             const std::string& forced) {
+  std::string reasons;
+  for (const Row& row : rows)
+    if (forced.empty() || forced == row.name)
+      reasons += text(" ", row.name, ": ", refusal(row, params, forced), ";");
+  check(false, op, ": no kernel accepts this problem", forced.empty() ? "" : " (forced: ", forced,
+        forced.empty() ? ":" : "):", reasons.empty() ? " no kernel of that name" : reasons);
+  std::abort();  // check has thrown
+}
+
 // The first row that accepts. `op` is the registered name, which errors and traces carry.
 template <class Row, class Params>
 const Row& choose(const char* op, std::span<const Row> rows, const Params& params) {
   const std::string& forced = forced_kernel(op);
+  const bool traced = tracing();
   const Row* winner = nullptr;
-  std::string reasons;
   for (const Row& row : rows) {
-    if (winner) {
-      if (tracing()) trace({op, row.name, row.about, "not needed: an earlier one accepted", false});
-      continue;
-    }
-    const char* reason = refusal(row, params, forced);
+    const char* reason = winner ? "not needed: an earlier one accepted" : refusal(row, params, forced);
+    if (traced) trace({op, row.name, row.about, reason ? reason : "", !reason});
     if (!reason) winner = &row;
-    if (tracing()) trace({op, row.name, row.about, reason ? reason : "", !reason});
-    if (reason && (forced.empty() || forced == row.name)) reasons += text(" ", row.name, ": ", reason, ";");
-    if (winner && !tracing()) break;
+    if (winner && !traced) break;
   }
-  check(winner != nullptr, op, ": no kernel accepts this problem", forced.empty() ? "" : " (forced: ", forced,
-        forced.empty() ? ":" : "):", reasons.empty() ? " no kernel of that name" : reasons);
+  if (!winner) refuse_all(op, rows, params, forced);
   return *winner;
 }
 

@@ -94,7 +94,7 @@ Params recorded_problem(const std::string& op, const Ints& input_size, const Geo
   Params p = problem(op, input_size, g);
   const Ints pooled = sizes_of(argmax);
   check(pooled.size() == input_size.size() && pooled[0] == p.n && pooled[1] == p.c, op, ": argmax of size ",
-        shape_text(pooled), " does not belong to an input of size ", shape_text(input_size));
+        Shape{pooled}, " does not belong to an input of size ", Shape{input_size});
   const int dims = static_cast<int>(pooled.size()) - 2;
   p.out = lift(pooled.data() + 2, dims, 1);
   for (int d = kSpatial - dims; d < kSpatial; ++d) {
@@ -105,6 +105,8 @@ Params recorded_problem(const std::string& op, const Ints& input_size, const Geo
   }
   switch (argmax.scalar_type()) {
     case ScalarType::Byte:
+      check(positions(p.window) <= 256, op, ": argmax of uint8 does not belong to a window of ",
+            positions(p.window), " positions");
       p.record = Argmax::offset8;
       break;
     case ScalarType::Int:
@@ -125,8 +127,9 @@ Tensor backward(Tensor grad_output, Tensor argmax, Ints input_size, Ints kernel,
                 Ints dilation) {
   const std::string op = op_name(input_size) + "_backward";
   Params p = recorded_problem(op, input_size, {kernel, stride, padding, dilation}, argmax);
-  check(sizes_of(grad_output) == sizes_of(argmax), op, ": grad_output of size ", shape_text(grad_output),
-        " must have argmax's size ", shape_text(argmax));
+  const Ints grad_sizes = sizes_of(grad_output), pooled = sizes_of(argmax);
+  check(grad_sizes == pooled, op, ": grad_output of size ", Shape{grad_sizes}, " must have argmax's size ",
+        Shape{pooled});
   check_same_device(op.c_str(), "grad_output", grad_output, "argmax", argmax);
   p.dtype = float_dtype(op.c_str(), "grad_output", grad_output);
   Tensor grad_input = empty(grad_output, input_size, suggested_layout(argmax));

@@ -91,10 +91,15 @@ std::span<const Kernel<BackwardFn>> backward_kernels();
 
 // What each instruction set exports.
 struct Kernels {
+  ForwardFn forward_planes;    // one window per plane, NCHW (cpu/max_pool_planes.h)
+  ForwardFn forward_pairs;     // two columns per output, NCHW (cpu/max_pool_pairs.h)
   ForwardFn forward_rows;      // vectors along the output row (cpu/max_pool_rows.h)
   ForwardFn forward_channels;  // vectors over channels (cpu/max_pool_channels.h)
-  BackwardFn backward_rows;    // their backwards, each gradient written once
+  BackwardFn backward_planes;  // their backwards, each gradient written once
+  BackwardFn backward_pairs;
+  BackwardFn backward_rows;
   BackwardFn backward_channels;
+  BackwardFn backward_tiles;  // windows that tile the image, channels_last (cpu/max_pool_backward_tiles.h)
 };
 extern const Kernels kernels_generic;
 #if defined(__x86_64__)

@@ -6,6 +6,8 @@
 #include "ops/max_pool/cpu/max_pool_kernel.h"
 
 namespace convnorm::max_pool {
-const Kernels kernels_avx2{forward_rows, forward_channels, backward_rows, backward_channels};
+const Kernels kernels_avx2{forward_planes,   forward_pairs,     forward_rows,
+                           forward_channels, backward_planes,   backward_pairs,
+                           backward_rows,    backward_channels, backward_tiles};
 }  // namespace convnorm::max_pool
 #endif

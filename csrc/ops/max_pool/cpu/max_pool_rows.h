@@ -62,17 +62,6 @@ inline RowPlan plan_rows(const Params& p, std::int64_t lanes) {
   return r;
 }
 
-// Where plane q of n*c starts in each tensor.
-struct PlaneStart {
-  std::int64_t input, output, argmax;
-};
-
-inline PlaneStart plane_start(const Params& p, std::int64_t q) {
-  const std::int64_t n = q / p.c, c = q % p.c;
-  const auto start = [n, c](const Strides& s) { return n * s.n + c * s.c; };
-  return {start(p.input), start(p.output), start(p.argmax)};
-}
-
 // --- packing -------------------------------------------------------------------------------------
 
 template <class V, int... i>
@@ -360,10 +349,7 @@ void forward_rows_of(const Params& p, const void* input, void* output, void* arg
   const RowPlan r = plan_rows(p, kLanes<compute_t<T>>);
   parallel_for(r.groups * p.out[0] * r.row_tasks, 1, [&](std::int64_t begin, std::int64_t end) {
     RowPool<T, A> pool{p, r, static_cast<const T*>(input), static_cast<T*>(output), static_cast<A*>(argmax)};
-    Arena arena;
-    pool.carve(arena);
-    arena = {static_cast<char*>(scratch_bytes(Slot::local, arena.used)), 0};
-    pool.carve(arena);
+    carve_scratch(pool);
     pool.prepare();
     for (std::int64_t task = begin; task < end; ++task) pool.run(task);
   });

@@ -1,0 +1,195 @@
+// Max pooling without torch: every kernel against plain loops, bit for bit. Buffers have no element to spare,
+// so that the address sanitizer sees kernels that read or write across the ends of rows go too far.
+#include "ops/max_pool/max_pool.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstring>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "parallel_threads.h"
+#include "test.h"
+
+using namespace convnorm;
+using namespace convnorm::max_pool;
+
+namespace {
+
+struct Layout {
+  bool channels_last;
+  std::int64_t gap;  // elements between rows, where torch would have a slice
+};
+
+// Strides of (n, c, d, h, w).
+Strides strides_of(const Params& p, const Dims& size, Layout layout) {
+  Strides s;
+  std::int64_t run = 1;
+  const auto place = [&](std::int64_t& stride, std::int64_t count) {
+    stride = run;
+    run *= count;
+  };
+  if (layout.channels_last) place(s.c, p.c);
+  place(s.s[2], size[2]);
+  run += layout.gap;
+  place(s.s[1], size[1]);
+  place(s.s[0], size[0]);
+  if (!layout.channels_last) place(s.c, p.c);
+  place(s.n, p.n);
+  return s;
+}
+
+std::int64_t elements(const Params& p, const Strides& s, const Dims& size) {
+  std::int64_t last = (p.n - 1) * s.n + (p.c - 1) * s.c;
+  for (int d = 0; d < kSpatial; ++d) last += (size[d] - 1) * s.s[d];
+  return last + 1;
+}
+
+// Windows that torch accepts, the common ones more often than others.
+Params random_problem(Random& random, DType dtype) {
+  Params p;
+  p.dtype = dtype;
+  p.n = random(1, 3);
+  p.c = random(0, 3) ? random(1, 9) : random(10, 40);
+  const bool common = random(0, 1), planes = random(0, 9) == 0;
+  const std::int64_t kernel = random(2, 3), stride = common && kernel == 2 ? 2 : random(1, 3);
+  for (int d = static_cast<int>(random(0, 2)); d < kSpatial; ++d) {
+    Window& w = p.window;
+    w.kernel[d] = common ? kernel : random(1, 4);
+    w.stride[d] = common ? stride : random(1, 4);
+    w.dil[d] = common ? 1 : random(1, 3);
+    w.pad[d] = w.pad_hi[d] = random(0, 1) ? 0 : random(0, w.kernel[d] / 2);
+    p.in[d] = std::max<std::int64_t>(1, reach(w, d) - 2 * w.pad[d]) + random(0, d == 2 ? 40 : 6);
+    if (planes) {
+      w.kernel[d] = w.stride[d] = p.in[d];
+      w.dil[d] = 1;
+      w.pad[d] = w.pad_hi[d] = 0;
+    }
+    const std::int64_t span = p.in[d] + 2 * w.pad[d] - reach(w, d);
+    p.out[d] = span / w.stride[d] + 1;
+    const bool ceil = span % w.stride[d] && p.out[d] * w.stride[d] < p.in[d] + w.pad[d];
+    if (ceil && random(0, 1)) ++p.out[d];
+  }
+  return p;
+}
+
+// Small integers, so that there are ties; some NaN and -inf.
+template <class T>
+std::vector<T> random_values(Random& random, std::int64_t n, bool special) {
+  std::vector<T> values(n);
+  for (T& v : values) {
+    const auto kind = special ? random(0, 9) : 9;
+    const double x = kind == 0   ? std::numeric_limits<double>::quiet_NaN()
+                     : kind == 1 ? -std::numeric_limits<double>::infinity()
+                                 : static_cast<double>(random(-4, 4));
+    if constexpr (sizeof(T) == 2)  // bfloat16: the upper half of a float
+      v.bits = static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(static_cast<float>(x)) >> 16);
+    else
+      v = static_cast<T>(x);
+  }
+  return values;
+}
+
+template <class T>
+bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
+}
+
+std::string describe(const Params& p) {
+  std::string all = "n " + std::to_string(p.n) + " c " + std::to_string(p.c);
+  const auto add = [&](const char* what, const Dims& d) {
+    all += std::string(" ") + what;
+    for (std::int64_t x : d) all += " " + std::to_string(x);
+  };
+  add("in", p.in);
+  add("out", p.out);
+  add("kernel", p.window.kernel);
+  add("stride", p.window.stride);
+  add("pad", p.window.pad);
+  add("dil", p.window.dil);
+  return all + " record " + std::to_string(static_cast<int>(p.record));
+}
+
+std::vector<std::string> ran;
+
+template <class Row, class Run>
+void each_kernel(std::span<const Row> rows, const Params& p, Run&& run) {
+  for (const Row& row : rows) {
+    if (row.isa > supported_isa() || (row.refuse && row.refuse(p))) continue;
+    for (int threads : {1, 3}) {
+      test_threads = threads;
+      run(row);
+    }
+    ran.push_back(row.name);
+  }
+}
+
+template <class T, class A>
+void test_problem(Random& random, Params p, bool channels_last) {
+  p.input = strides_of(p, p.in, {channels_last, random(0, 2) ? 0 : 3 * (channels_last ? p.c : 1)});
+  p.output = p.argmax = strides_of(p, p.out, {channels_last, 0});
+  const std::int64_t outputs = elements(p, p.output, p.out);
+  const auto input = random_values<T>(random, elements(p, p.input, p.in), true);
+  const bool record = p.record != Argmax::none;
+  std::vector<T> output(outputs), want(outputs);
+  std::vector<A> argmax(record ? outputs : 0), want_argmax(argmax);
+  forward_direct(p, input.data(), want.data(), want_argmax.data());
+  each_kernel(forward_kernels(), p, [&](const auto& row) {
+    row.run(p, input.data(), output.data(), argmax.data());
+    EXPECT(same_bits(output, want) && same_bits(argmax, want_argmax), "%s: %s", row.name,
+           describe(p).c_str());
+  });
+  if (!record) return;
+
+  // Backward: grad_input is dense, gradients may lie in a slice.
+  p.input = strides_of(p, p.in, {channels_last, 0});
+  p.output = strides_of(p, p.out, {channels_last, random(0, 2) ? 0 : 2 * (channels_last ? p.c : 1)});
+  const auto grad = random_values<T>(random, elements(p, p.output, p.out), false);
+  std::vector<T> grad_input(elements(p, p.input, p.in)), want_grad(grad_input);
+  backward_direct(p, grad.data(), want_argmax.data(), want_grad.data());
+  each_kernel(backward_kernels(), p, [&](const auto& row) {
+    std::memset(grad_input.data(), 0x11, grad_input.size() * sizeof(T));
+    row.run(p, grad.data(), want_argmax.data(), grad_input.data());
+    EXPECT(same_bits(grad_input, want_grad), "%s: %s", row.name, describe(p).c_str());
+  });
+}
+
+template <class T>
+void test_dtype(DType dtype, int problems) {
+  Random random;
+  for (int i = 0; i < problems; ++i) {
+    Params p = random_problem(random, dtype);
+    const bool channels_last = random(0, 2) == 0;
+    const auto kind = positions(p.window) > 256 ? 2 : random(0, 5);
+    p.record = kind == 0   ? Argmax::none
+               : kind == 1 ? Argmax::index64
+               : kind == 2 ? Argmax::offset32
+                           : Argmax::offset8;
+    if (kind == 1)
+      test_problem<T, std::int64_t>(random, p, channels_last);
+    else if (kind == 2)
+      test_problem<T, std::int32_t>(random, p, channels_last);
+    else
+      test_problem<T, std::uint8_t>(random, p, channels_last);
+  }
+}
+
+template <class Row>
+void expect_all_ran(std::span<const Row> rows) {
+  for (const Row& row : rows)
+    if (row.isa <= supported_isa())
+      EXPECT(std::find(ran.begin(), ran.end(), row.name) != ran.end(), "%s took no problem", row.name);
+}
+
+}  // namespace
+
+int main() {
+  test_dtype<float>(DType::f32, 800);
+  test_dtype<double>(DType::f64, 300);
+  test_dtype<bf16>(DType::bf16, 300);
+  expect_all_ran(forward_kernels());
+  expect_all_ran(backward_kernels());
+  return finish();
+}
