@@ -70,6 +70,8 @@ def test_special_values(kind, layout, dtype):
         x = x.to(memory_format=torch.channels_last)
     assert_equals_torch(x, kernel_size=3, stride=2, padding=1)
     assert_equals_torch(x, kernel_size=(2, 5), stride=1, padding=(0, 2), dilation=(2, 1))
+    assert_equals_torch(x, kernel_size=2)
+    assert_equals_torch(x, kernel_size=(13, 12))
     want = F.max_pool2d(x, 3, 2, 1)
     assert torch.equal(torch.signbit(CF.max_pool2d(x, 3, 2, 1)), torch.signbit(want)) or "nan" in kind
 
@@ -159,6 +161,8 @@ GEOMETRIES = [
     {"kernel_size": 3, "stride": 1, "padding": 1},
     {"kernel_size": (1, 6), "stride": (2, 1), "dilation": (1, 2)},
     {"kernel_size": 17, "stride": 3, "padding": 8},
+    {"kernel_size": 3, "stride": 2},
+    {"kernel_size": (19, 31)},
 ]
 
 

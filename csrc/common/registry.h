@@ -57,8 +57,8 @@ const char* refusal(const Row& row, const Params& params, const std::string& for
   return row.refuse ? row.refuse(params) : nullptr;
 }
 
-// The error of a problem that no row accepts. Its reasons are found again: a choice that succeeds has no time to
-// put those of the rows before it into words.
+// The error of a problem that no row accepts. Its reasons are found again: a choice that succeeds has no time
+// to put those of the rows before it into words.
 template <class Row, class Params>
 [[noreturn]] void refuse_all(const char* op, std::span<const Row> rows, const Params& params,
                              const std::string& forced) {

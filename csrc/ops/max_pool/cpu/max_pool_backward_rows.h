@@ -6,9 +6,8 @@
 //          (t*dil - pad) mod stride, and there slot j reads output column j - back(t): every tap is a run of
 //          consecutive gradients, added where the recorded code names it. Taps go down, so that windows go
 //          up: the order of all kernels
-//   runs   at stride 1 and with rows of output as long as those of input, all rows of a plane but the first
-//   and
-//          last few go as one long row
+//   runs   at stride 1 and with output rows as long as input rows, all rows of a plane but the first and last
+//          few go as one long row
 //   edges  columns j - back(t) outside the output row lie in its neighbours. Where windows reach far enough
 //          their codes cannot name this row's slots and nothing need be checked; else the codes of the first
 //          and last vectors are masked

@@ -42,9 +42,6 @@ inline __attribute__((always_inline)) void pool_channels(const T* from, const Ta
     best[u] = {load(from + tap[0].source + u * kLanes<C>), splat_code<C>(tap[0].code)};
   for (std::int64_t t = 1; t < taps; ++t) {
     const T* x = from + tap[t].source;
-    if (kVectors > 1 && taps > 16)
-      for (int u = 0; u < kVectors; u += 64 / (kLanes<C> * sizeof(T)))
-        __builtin_prefetch(x + (kVectors + u) * kLanes<C>);
     const auto code = splat_code<C>(tap[t].code);
     for (int u = 0; u < kVectors; ++u) take<kRecord>(best[u], load(x + u * kLanes<C>), code);
   }

@@ -127,11 +127,12 @@ void scatter(const Params& p, const T* grad_output, const A* argmax, T* grad_inp
   const Scatter<T, A, S, kOverlap> scatter{p, tap_distances(p)};
   const bool in_place = std::is_same_v<S, T> && p.input.s[2] == 1;
   const std::int64_t count = p.n * p.c, size = plane(p);
-  parallel_for((count + kTurns - 1) / kTurns, 1, [&](std::int64_t begin, std::int64_t end) {
+  const std::int64_t turns = count < 16 * kTurns ? 1 : kTurns;  // few planes: one each for all threads
+  parallel_for(ceil_div(count, turns), 1, [&](std::int64_t begin, std::int64_t end) {
     S* const scratch =
-        in_place ? nullptr : static_cast<S*>(scratch_bytes(Slot::local, kTurns * size * sizeof(S)));
-    for (std::int64_t first = begin * kTurns; first < imin(count, end * kTurns); first += kTurns) {
-      const std::int64_t planes = imin(kTurns, count - first);
+        in_place ? nullptr : static_cast<S*>(scratch_bytes(Slot::local, turns * size * sizeof(S)));
+    for (std::int64_t first = begin * turns; first < imin(count, end * turns); first += turns) {
+      const std::int64_t planes = imin(turns, count - first);
       Plane<T, A, S> q[kTurns];
       T* to[kTurns];
       for (std::int64_t k = 0; k < planes; ++k) {
