@@ -40,17 +40,19 @@ View5 view_of(const std::array<std::int64_t, 5>& size, bool channels_last) {
 
 std::int64_t count(const View5& v) { return v.n * v.c * v.size[0] * v.size[1] * v.size[2]; }
 
-// A problem of any geometry that has an output; sizes stay small.
-Params random_problem(Random& random, Pass pass, DType dtype) {
+// A problem of any geometry that has an output; sizes stay small. Depthwise has one filter per channel, and
+// larger kernels.
+Params random_problem(Random& random, Pass pass, DType dtype, bool depthwise = false) {
   Params p{};
   p.pass = pass;
   p.dtype = dtype;
-  p.groups = random(1, 3);
-  const std::int64_t c = p.groups * random(1, 9), k = p.groups * random(1, 18), n = random(1, 3);
+  p.groups = depthwise ? random(1, 40) : random(1, 3);
+  const std::int64_t c = depthwise ? p.groups : p.groups * random(1, 9);
+  const std::int64_t k = depthwise ? p.groups : p.groups * random(1, 18), n = random(1, 3);
   std::array<std::int64_t, 5> in{n, c, 1, 1, 1}, out{n, k, 1, 1, 1}, filter{k, c / p.groups, 1, 1, 1};
   for (int d = static_cast<int>(random(0, 2)); d < kSpatial; ++d) {
     Window& w = p.window;
-    w.kernel[d] = random(1, 4);
+    w.kernel[d] = random(1, depthwise ? 7 : 4);
     w.stride[d] = random(1, 4);
     w.dil[d] = random(1, 3);
     w.pad[d] = random(0, 4);
@@ -189,11 +191,11 @@ std::vector<T> integers(Random& random, std::int64_t n) {
 
 // Each kernel writes what the definition says: exactly, for integers; by one thread and by three.
 template <class T>
-void check_kernels(DType dtype, int trials) {
+void check_kernels(DType dtype, int trials, bool depthwise = false) {
   Random random;
   for (int trial = 0; trial < trials; ++trial)
     for (Pass pass : {Pass::forward, Pass::by_input, Pass::by_weight}) {
-      Params p = random_problem(random, pass, dtype);
+      Params p = random_problem(random, pass, dtype, depthwise);
       std::vector<T> input = integers<T>(random, count(p.input)),
                      output = integers<T>(random, count(p.output));
       std::vector<T> weight = integers<T>(random, weight_count(p)), bias = integers<T>(random, p.output.c);
@@ -332,5 +334,7 @@ int main() {
   set_winograd(false);  // what follows is exact
   check_kernels<float>(DType::f32, 30);
   check_kernels<double>(DType::f64, 10);
+  check_kernels<float>(DType::f32, 60, true);
+  check_kernels<double>(DType::f64, 20, true);
   return finish();
 }

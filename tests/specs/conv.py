@@ -71,13 +71,35 @@ CASES = [
     case("empty batch", (0, 3, 8, 8), (4, 3, 3, 3), padding=1),
     # Groups.
     case("groups", (2, 12, 9, 9), (18, 4, 3, 3), padding=1, groups=3),
-    case("depthwise 3x3", (2, 20, 11, 13), (20, 1, 3, 3), padding=1, groups=20),
+    # Depthwise: kernels of its own. Vectors lie along rows (contiguous) or over channels (channels_last).
+    case("depthwise 3x3", (2, 20, 11, 13), (20, 1, 3, 3), padding=1, groups=20, small=True),
     case("depthwise stride 2", (2, 16, 12, 12), (16, 1, 3, 3), stride=2, padding=1, groups=16),
+    case("depthwise stride 2, odd sizes", (2, 24, 15, 17), (24, 1, 5, 5), stride=2, padding=2, groups=24),
+    case("depthwise stride 3 has three phases", (1, 9, 14, 16), (9, 1, 3, 4), stride=3, padding=1, groups=9),
     case("depthwise dilated", (1, 16, 12, 12), (16, 1, 3, 3), dilation=2, padding=2, groups=16),
+    case(
+        "depthwise stride and dilation",
+        (2, 12, 19, 20),
+        (12, 1, 3, 5),
+        stride=2,
+        dilation=(3, 2),
+        padding=3,
+        groups=12,
+    ),
+    case("depthwise 5x5", (1, 18, 28, 28), (18, 1, 5, 5), padding=2, groups=18),
     case("depthwise 7x7", (1, 24, 14, 14), (24, 1, 7, 7), padding=3, groups=24),
+    case("depthwise 7x7 on a plane smaller than it", (2, 10, 5, 4), (10, 1, 7, 7), padding=3, groups=10),
+    case("depthwise asymmetric", (1, 9, 10, 21), (9, 1, 1, 7), stride=(1, 2), padding=(0, 3), groups=9, bias=False),
+    case("depthwise window without a kernel of its own", (1, 10, 16, 15), (10, 1, 6, 4), padding=2, groups=10),
+    case("depthwise rows cut into strips", (1, 2, 70, 300), (2, 1, 3, 3), padding=1, groups=2),
+    case("depthwise padding beyond the reach", (1, 8, 4, 4), (8, 1, 3, 3), padding=5, groups=8),
+    case("depthwise without padding", (2, 8, 7, 7), (8, 1, 7, 7), groups=8),
     case("depthwise, two filters per channel", (2, 6, 9, 9), (12, 1, 3, 3), padding=1, groups=6, small=True),
     case("depthwise 1d", (2, 10, 30), (10, 1, 5), padding=2, groups=10),
+    case("depthwise 1d, long and wide", (1, 3, 700), (3, 1, 31), padding=15, groups=3),
+    case("depthwise 1d stride 2", (2, 5, 101), (5, 1, 9), stride=2, padding=4, groups=5),
     case("depthwise 3d", (1, 8, 5, 6, 7), (8, 1, 3, 3, 3), padding=1, groups=8),
+    case("depthwise 3d stride 2", (1, 9, 6, 7, 9), (9, 1, 3, 3, 3), stride=2, padding=1, groups=9),
     # One less, exactly, and one more than a vector and than the 16-wide tile.
     *(
         case(f"{k} filters at the vector edge", (1, 5, 6, 6), (k, 5, 3, 3), padding=1)
@@ -93,7 +115,11 @@ CASES = [
     ),
     *(
         case(f"depthwise {c} channels at the vector edge", (1, c, 5, 5), (c, 1, 3, 3), padding=1, groups=c)
-        for c in (7, 8, 9, 17)
+        for c in (1, 7, 8, 9, 15, 16, 17)
+    ),
+    *(
+        case(f"depthwise width {w} at the vector edge", (2, 3, 8, w), (3, 1, 3, 3), padding=1, groups=3)
+        for w in (1, 7, 8, 9, 15, 16, 17)
     ),
 ]
 

@@ -123,4 +123,21 @@ extern const Winograd winograd_avx2;
 extern const Winograd winograd_avx512;
 #endif
 
+// --- depthwise: a filter per channel, so nothing is summed over channels (cpu/conv_depthwise_*)
+// ---------------
+
+// Why a problem is not depthwise; null when it is.
+const char* depthwise_refusal(const Params& p);
+
+struct Depthwise {
+  // Forward, or the problems of by input, of which `phases` in turn make the same rows.
+  void (*run)(const Dense* problems, std::int64_t count, std::int64_t phases);
+  void (*by_weight)(const Dense&);
+};
+extern const Depthwise depthwise_generic;
+#if defined(__x86_64__)
+extern const Depthwise depthwise_avx2;
+extern const Depthwise depthwise_avx512;
+#endif
+
 }  // namespace convnorm::conv

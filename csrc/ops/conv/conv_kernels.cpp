@@ -1,4 +1,7 @@
 // The ordered lists of convolution kernels: first that accepts wins.
+#include <algorithm>
+#include <array>
+
 #include "common/registry.h"
 #include "ops/conv/conv.h"
 
@@ -27,14 +30,38 @@ void run_winograd(const Params& p) {
   kWinograd->run(p.pass == Pass::forward ? forward_problem(p) : by_input_problems(p).front());
 }
 
+// By input, the phases of a row along w follow each other in the list of problems.
+template <const Depthwise* kDepthwise>
+void run_depthwise(const Params& p) {
+  if (p.pass == Pass::by_weight) return kDepthwise->by_weight(forward_problem(p));
+  if (p.pass == Pass::forward) {
+    const Dense d = forward_problem(p);
+    return kDepthwise->run(&d, 1, 1);
+  }
+  const std::vector<Dense> problems = by_input_problems(p);
+  const std::int64_t phases = std::min(p.window.stride[kSpatial - 1], p.input.size[kSpatial - 1]);
+  kDepthwise->run(problems.data(), static_cast<std::int64_t>(problems.size()), phases);
+}
+
+constexpr const char* kAboutDepthwise =
+    "vectors of channels (channels_last) or of columns, 7 outputs in registers over all taps";
 constexpr const char* kAboutWinograd =
     "36 products per 4x4 tile of outputs in place of 144, for 3x3 windows at stride 1";
 constexpr const char* kAbout = "patches packed per block, register-tiled FMA; the im2col matrix never exists";
 constexpr const char* kReference =
     "patches as a matrix in memory, plain loops, double sums: the readable reference";
 
-template <void (*kReferenceRun)(const Params&)>
-constexpr Kernel kList[] = {
+constexpr Kernel kDepthwiseRows[] = {
+#if defined(__x86_64__)
+    {"conv_depthwise_avx512", kAboutDepthwise, Isa::avx512, depthwise_refusal,
+     run_depthwise<&depthwise_avx512>},
+    {"conv_depthwise_avx2", kAboutDepthwise, Isa::avx2, depthwise_refusal, run_depthwise<&depthwise_avx2>},
+#endif
+    {"conv_depthwise_generic", kAboutDepthwise, Isa::generic, depthwise_refusal,
+     run_depthwise<&depthwise_generic>},
+};
+
+constexpr Kernel kWinogradRows[] = {
 #if defined(__x86_64__)
     {"conv_winograd_f4x4_avx512", kAboutWinograd, Isa::avx512, winograd_refusal,
      run_winograd<&winograd_avx512>},
@@ -42,6 +69,10 @@ constexpr Kernel kList[] = {
 #endif
     {"conv_winograd_f4x4_generic", kAboutWinograd, Isa::generic, winograd_refusal,
      run_winograd<&winograd_generic>},
+};
+
+template <void (*kReferenceRun)(const Params&)>
+constexpr Kernel kAnyRows[] = {
 #if defined(__x86_64__)
     {"conv_igemm_12x32_avx512", kAbout, Isa::avx512, nullptr, run_igemm<&igemm_avx512>},
     {"conv_igemm_6x16_avx2", kAbout, Isa::avx2, nullptr, run_igemm<&igemm_avx2>},
@@ -50,22 +81,37 @@ constexpr Kernel kList[] = {
     {"conv_im2col", kReference, Isa::generic, nullptr, kReferenceRun},
 };
 
-#if defined(__x86_64__)
-constexpr std::size_t kWinogradRows = 3;  // which by_weight leaves out
-#else
-constexpr std::size_t kWinogradRows = 1;
-#endif
+template <std::size_t... kRows>
+constexpr auto join(const Kernel (&... lists)[kRows]) {
+  std::array<Kernel, (kRows + ...)> all{};
+  std::size_t n = 0;
+  const auto append = [&](const auto& list) {
+    for (const Kernel& row : list) all[n++] = row;
+  };
+  (append(lists), ...);
+  return all;
+}
+
+constexpr auto kForward = join(kDepthwiseRows, kWinogradRows, kAnyRows<im2col_forward>);
+constexpr auto kByInput = join(kDepthwiseRows, kWinogradRows, kAnyRows<im2col_by_input>);
+constexpr auto kByWeight = join(kDepthwiseRows, kAnyRows<im2col_by_weight>);
 
 }  // namespace
+
+const char* depthwise_refusal(const Params& p) {
+  if (p.groups != p.input.c) return "not depthwise: groups differ from channels";
+  if (p.output.c != p.input.c) return "not depthwise: several filters per channel";
+  return nullptr;
+}
 
 std::span<const Kernel> kernels(Pass pass) {
   switch (pass) {
     case Pass::by_input:
-      return kList<im2col_by_input>;
+      return kByInput;
     case Pass::by_weight:
-      return std::span<const Kernel>(kList<im2col_by_weight>).subspan(kWinogradRows);
+      return kByWeight;
     default:
-      return kList<im2col_forward>;
+      return kForward;
   }
 }
 

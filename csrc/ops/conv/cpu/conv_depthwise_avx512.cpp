@@ -1,0 +1,20 @@
+#if defined(__x86_64__)
+#include "ops/conv/conv.h"
+
+#include "cpu/target_avx512.h"
+#include "cpu/vec.h"
+#include "cpu/welford.h"
+#include "ops/conv/cpu/conv_depthwise_slide.h"
+#include "ops/conv/cpu/conv_depthwise_plan.h"
+#include "ops/conv/cpu/conv_depthwise_channels.h"
+#include "ops/conv/cpu/conv_depthwise_pack.h"
+#include "ops/conv/cpu/conv_depthwise_strip.h"
+#include "ops/conv/cpu/conv_depthwise_planes.h"
+#include "ops/conv/cpu/conv_depthwise_weight.h"
+#include "ops/conv/cpu/conv_depthwise_weight_channels.h"
+#include "ops/conv/cpu/conv_depthwise_kernel.h"
+
+namespace convnorm::conv {
+extern const Depthwise depthwise_avx512 = {run_depthwise, run_depthwise_by_weight};
+}
+#endif
