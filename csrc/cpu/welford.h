@@ -82,6 +82,12 @@ struct PairSums {
   }
   double g_lane(int i) const { return g.part[i / kLanes<double>][i % kLanes<double>]; }
   double dot_lane(int i) const { return dot.part[i / kLanes<double>][i % kLanes<double>]; }
+  void add_to(double* g_to, double* dot_to) const {
+    for (int i = 0; i < Wide<C>::kParts; ++i, g_to += kLanes<double>, dot_to += kLanes<double>) {
+      store(g_to, load(g_to) + g.part[i]);
+      store(dot_to, load(dot_to) + dot.part[i]);
+    }
+  }
   double g_sum() const { return sum(g); }
   double dot_sum() const { return sum(dot); }
 
@@ -110,6 +116,9 @@ struct PairSums<double> {
   static double total(double high, double low) { return low == low ? high + low : high; }
   double g_lane(int i) const { return total(g[i], g_low[i]); }
   double dot_lane(int i) const { return total(dot[i], dot_low[i]); }
+  void add_to(double* g_to, double* dot_to) const {
+    for (int i = 0; i < kLanes<double>; ++i) g_to[i] += g_lane(i), dot_to[i] += dot_lane(i);
+  }
   double g_sum() const { return sum(g, g_low); }
   double dot_sum() const { return sum(dot, dot_low); }
 

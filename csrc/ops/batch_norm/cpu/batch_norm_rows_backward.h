@@ -85,7 +85,8 @@ struct RowsBackward {
     for (std::int64_t c = 0; c < t.width; ++c) grad_bias[c] = dots[c] = 0;
     each_vector<C, false>(t.width, [&](int, std::int64_t c, auto, ivec<C>) {
       const PairSums<C>& total = totals[ceil_div(c, kLanes<C>)];
-      for (int lane = 0; lane < kLanes<C> && c + lane < t.width; ++lane) {
+      if (c + kLanes<C> <= t.width) return total.add_to(grad_bias + c, dots + c);
+      for (int lane = 0; c + lane < t.width; ++lane) {
         grad_bias[c + lane] += total.g_lane(lane);
         dots[c + lane] += total.dot_lane(lane);
       }
