@@ -131,8 +131,9 @@ Tensor batch_norm_eval(Tensor input, OptTensor weight, OptTensor bias, OptTensor
 void blend(ChannelVector& running, const OptTensor& to, const double* batch, double momentum, double scale) {
   double* const values = running.data();
   if (!values) return;
-  for (std::int64_t c = 0; c < to->numel(); ++c)
-    values[c] = momentum * scale * batch[c] + (1 - momentum) * values[c];
+  const double keep = 1 - momentum, share = momentum * scale;
+  const std::int64_t channels = to->numel();
+  for (std::int64_t c = 0; c < channels; ++c) values[c] = share * batch[c] + keep * values[c];
   running.store(*to);
 }
 

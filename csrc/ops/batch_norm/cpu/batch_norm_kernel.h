@@ -118,20 +118,24 @@ CONVNORM_INLINE inline void each_vector(std::int64_t length, bool stream, F f) {
   stream ? each_vector<C, true>(length, f) : each_vector<C, false>(length, f);
 }
 
-// The ways walk four quarters of the run side by side: from memory, four streams keep half as many more bytes
-// in flight than one. For sums: stores want whole lines.
+// For sums: the ways walk four quarters of a long run side by side. From memory, four streams keep half as
+// many more bytes in flight than one; within a page they only hide the order from the hardware's prefetch.
+inline constexpr std::int64_t kQuartered = 2048;  // elements
+
 template <class C, class F>
 CONVNORM_INLINE inline void each_vector_in_quarters(std::int64_t length, F f) {
   constexpr std::int64_t L = kLanes<C>;
-  const std::int64_t quarter = length / (4 * L) * L;
+  const std::int64_t groups = length / (4 * L);
+  const bool apart = length >= kQuartered;
+  const std::int64_t way = apart ? groups * L : L, step = apart ? L : 4 * L;
   const ivec<C> all = ivec<C>{} - 1;
-  for (std::int64_t i = 0; i < quarter; i += L) {
+  for (std::int64_t k = 0, i = 0; k < groups; ++k, i += step) {
     f(0, i, Whole{}, all);
-    f(1, i + quarter, Whole{}, all);
-    f(2, i + 2 * quarter, Whole{}, all);
-    f(3, i + 3 * quarter, Whole{}, all);
+    f(1, i + way, Whole{}, all);
+    f(2, i + 2 * way, Whole{}, all);
+    f(3, i + 3 * way, Whole{}, all);
   }
-  each_vector_from<C>(4 * quarter, length, f);
+  each_vector_from<C>(groups * 4 * L, length, f);
 }
 
 // Streaming pays once all operands together are larger than a core's share of the caches, and needs whole
