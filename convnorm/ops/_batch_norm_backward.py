@@ -30,55 +30,33 @@ def unfold(info: Any, t: Tensor, dim: int) -> Tensor:
     return t.unflatten(dim, (info.batch_size, t.shape[dim] // info.batch_size))
 
 
+def wanted(want_input: bool, want_affine: bool, want_residual: bool) -> tuple[bool, bool, bool, bool]:
+    """Which results the backward gives, in their order; the op's last three arguments say so."""
+    return want_input, want_affine, want_affine, want_residual
+
+
 class BatchNormBackward(Function):
     """(grad_input, grad_weight, grad_bias, grad_residual); the ones that are not wanted are empty."""
 
     @staticmethod
-    def forward(
-        grad_output,
-        input,
-        weight,
-        bias,
-        output,
-        stats,
-        eps,
-        train,
-        relu,
-        want_input,
-        want_affine,
-        want_residual,
-    ):
-        return _ops.batch_norm_backward(
-            grad_output,
-            input,
-            weight,
-            bias,
-            output,
-            stats,
-            eps,
-            train,
-            relu,
-            want_input,
-            want_affine,
-            want_residual,
-        )
+    def forward(grad_output, input, weight, bias, output, stats, eps, train, relu, for_input, for_affine, for_residual):
+        flags = train, relu, for_input, for_affine, for_residual  # Dynamo takes no *flags here
+        return _ops.batch_norm_backward(grad_output, input, weight, bias, output, stats, eps, *flags)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        *saved, ctx.eps, ctx.train, ctx.relu, ctx.want_input, ctx.want_affine, ctx.want_residual = inputs
+        saved, (ctx.eps, ctx.train, ctx.relu), wants = inputs[:6], inputs[6:9], inputs[9:]
+        ctx.wants = wanted(*wants)
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
 
     @staticmethod
-    def backward(ctx: Any, to_input: Tensor, to_weight: Tensor, to_bias: Tensor, to_residual: Tensor) -> Any:
+    def backward(ctx: Any, *to_results: Tensor) -> Any:
         grad_output, *saved = ctx.saved_tensors
         for_grad, for_input, for_weight = backward_transpose(
             Terms(saved, ctx.eps, ctx.train, ctx.relu),
             grad_output,
-            to_input if ctx.want_input else None,
-            to_weight if ctx.want_affine else None,
-            to_bias if ctx.want_affine else None,
-            to_residual if ctx.want_residual else None,
+            *(t if want else None for t, want in zip(to_results, ctx.wants, strict=True)),
         )
         weight = saved[1]
         for_weight = None if weight is None or for_weight is None else for_weight.to(weight.dtype)
@@ -92,8 +70,7 @@ class BatchNormBackward(Function):
         )
         w, b = fold_vector(info, weight, in_dims[2]), fold_vector(info, bias, in_dims[3])
         results = BatchNormBackward.call(g, x, w, b, y, fold(info, stats, in_dims[5]), *flags)
-        wants = (flags[-3], flags[-2], flags[-2], flags[-1])
-        dims = [int(t.dim() > 1 and want) for t, want in zip(results, wants, strict=True)]
+        dims = [int(t.dim() > 1 and want) for t, want in zip(results, wanted(*flags[-3:]), strict=True)]
         return tuple(unfold(info, t, d) for t, d in zip(results, dims, strict=True)), tuple(dims)
 
 
@@ -105,11 +82,10 @@ class _BatchNormBackwardEager(BatchNormBackward):
             Terms(saved, ctx.eps, ctx.train, ctx.relu), grad_output, d_grad, d_input, d_weight
         )
         input, weight, bias = saved[:3]
-        wants = (ctx.want_input, ctx.want_affine, ctx.want_affine, ctx.want_residual)
         dtypes = [input.dtype if t is None else t.dtype for t in (input, weight, bias, None)]
         return tuple(
             t.to(dtype) if want else input.new_zeros(0)
-            for t, want, dtype in zip(tangents, wants, dtypes, strict=True)
+            for t, want, dtype in zip(tangents, ctx.wants, dtypes, strict=True)
         )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import guard_or_false
 
 from ._batch_norm_arithmetic import Terms, forward_tangent
-from ._batch_norm_backward import BatchNormBackward, fold, fold_vector, unfold
+from ._batch_norm_backward import BatchNormBackward, fold, fold_vector, unfold, wanted
 from ._fake import empty, wants_channels_last
 from ._function import Function, transforms_active
 
@@ -42,15 +42,14 @@ def _(running_mean, running_var, stats, input, momentum):
 
 
 @torch.library.register_fake("convnorm::batch_norm_backward")
-def _(
-    grad_output, input, weight, bias, output, stats, eps, train, relu, want_input, want_affine, want_residual
-):
-    channels = input.shape[1] if want_affine else 0
+def _(grad_output, input, weight, bias, output, stats, eps, train, relu, *wants):
+    like_input, like_weight, like_bias, like_residual = wanted(*wants)
+    channels = input.shape[1]
     return (
-        _dense_like(input) if want_input else input.new_empty([0]),
-        input.new_empty([channels], dtype=input.dtype if weight is None else weight.dtype),
-        input.new_empty([channels], dtype=input.dtype if bias is None else bias.dtype),
-        _dense_like(input) if want_residual else input.new_empty([0]),
+        _dense_like(input) if like_input else input.new_empty([0]),
+        input.new_empty([channels * like_weight], dtype=input.dtype if weight is None else weight.dtype),
+        input.new_empty([channels * like_bias], dtype=input.dtype if bias is None else bias.dtype),
+        _dense_like(input) if like_residual else input.new_empty([0]),
     )
 
 
@@ -67,23 +66,15 @@ def update_running(
                 running.copy_((1 - momentum) * running + momentum * batch)
 
 
-def _backward(ctx: Any, grad_output: Tensor, stats: Tensor, train: bool) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_output: Tensor | None, stats: Tensor, train: bool) -> tuple[Tensor | None, ...]:
     """Gradients for input, weight, bias and residual."""
+    if grad_output is None:
+        return (None,) * 4
     input, weight, bias, output = ctx.saved_tensors[:4]
     need_input, need_weight, need_bias, need_residual = ctx.needs_input_grad[:4]
+    wants = (need_input, need_weight or need_bias, need_residual and ctx.relu)
     results = BatchNormBackward.call(
-        grad_output,
-        input,
-        weight,
-        bias,
-        output,
-        stats,
-        ctx.eps,
-        train,
-        ctx.relu,
-        need_input,
-        need_weight or need_bias,
-        need_residual and ctx.relu,
+        grad_output, input, weight, bias, output, stats, ctx.eps, train, ctx.relu, *wants
     )
     grad_residual = results[3] if ctx.relu else grad_output
     needs = (need_input, need_weight, need_bias, need_residual)
@@ -102,12 +93,13 @@ class BatchNormTrain(Function):
         input, weight, bias, residual, ctx.eps, ctx.relu = inputs
         out, stats = output
         ctx.mark_non_differentiable(stats)
+        ctx.set_materialize_grads(False)
         saved = (input, weight, bias, out if ctx.relu and residual is not None else None, stats)
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor, _: Any) -> Any:
+    def backward(ctx: Any, grad_output: Tensor | None, _: None) -> Any:
         return (*_backward(ctx, grad_output, ctx.saved_tensors[4], True), None, None)
 
     @staticmethod

@@ -27,7 +27,7 @@ class ChannelVector {
     check_same_device(op, "input", input, name, *t);
     values_.resize(channels);
     present_ = true;
-    walk(*t, [&](auto* p, std::size_t i) { values_[i] = static_cast<double>(*p); });
+    walk(*t, [to = values_.data()](auto* p, std::size_t i) { to[i] = static_cast<double>(*p); });
   }
 
   // Null when the tensor was None.
@@ -35,8 +35,9 @@ class ChannelVector {
   const double* data() const { return present_ ? values_.data() : nullptr; }
 
   void store(const Tensor& t) const {
-    walk(t,
-         [&](auto* p, std::size_t i) { *p = static_cast<std::remove_pointer_t<decltype(p)>>(values_[i]); });
+    walk(t, [from = values_.data()](auto* p, std::size_t i) {
+      *p = static_cast<std::remove_pointer_t<decltype(p)>>(from[i]);
+    });
   }
 
  private:
@@ -60,6 +61,11 @@ class ChannelVector {
   template <class T, class F>
   void walk_as(const Tensor& t, F f) const {
     const View v = view(t);
+    if (t.is_contiguous()) {
+      T* const p = v.as<T>();
+      for (std::size_t i = 0; i < values_.size(); ++i) f(p + i, i);
+      return;
+    }
     for (std::size_t i = 0; i < values_.size(); ++i) {
       std::int64_t rest = static_cast<std::int64_t>(i), offset = 0;
       for (int d = v.dim - 1; d >= 0; --d) {

@@ -36,6 +36,8 @@ inline Moments moments(double count, double shift, double s1, double s2) {
 // Sums of squares between these bounds have lost nothing to float's range.
 inline bool in_range(float s2) { return s2 > 1e-30f && s2 < 1e36f; }
 inline bool in_range(double) { return true; }
+inline ivec<float> in_range(vec<float> s2) { return (s2 > 1e-30f) & (s2 < 1e36f); }
+inline ivec<double> in_range(vec<double>) { return ivec<double>{} - 1; }
 
 inline bool is_finite(double x) { return x - x == 0; }
 
@@ -68,22 +70,39 @@ inline Wide<float> widen(vec<float> v) {
 template <class C>
 struct PairSums {
   static constexpr int kTerms = 4;
-  Wide<C> g{}, dot{};
+  Wide<C> g, dot;
 
+  PairSums() { clear(); }
+  void clear() {  // part by part: gcc clears whole arrays with rep stos, which takes 40 cycles to start
+    for (int i = 0; i < Wide<C>::kParts; ++i) g.part[i] = dot.part[i] = vec<double>{};
+  }
   void add(vec<C> g4, vec<C> dot4) {
     const Wide<C> gw = widen(g4), dw = widen(dot4);
     for (int i = 0; i < Wide<C>::kParts; ++i) g.part[i] += gw.part[i], dot.part[i] += dw.part[i];
   }
   double g_lane(int i) const { return g.part[i / kLanes<double>][i % kLanes<double>]; }
   double dot_lane(int i) const { return dot.part[i / kLanes<double>][i % kLanes<double>]; }
+  void add_to(double* g_to, double* dot_to) const {
+    for (int i = 0; i < Wide<C>::kParts; ++i, g_to += kLanes<double>, dot_to += kLanes<double>) {
+      store(g_to, load(g_to) + g.part[i]);
+      store(dot_to, load(dot_to) + dot.part[i]);
+    }
+  }
+  double g_sum() const { return sum(g); }
+  double dot_sum() const { return sum(dot); }
+
+ private:
+  static double sum(const Wide<C>& w) { return lane_sum<double>(w.part[0] + w.part[Wide<C>::kParts - 1]); }
 };
 
 template <>
 struct PairSums<double> {
   static constexpr int kTerms = 1;
   typedef vec<double> V;
-  V g{}, g_low{}, dot{}, dot_low{};
+  V g, g_low, dot, dot_low;
 
+  PairSums() { clear(); }
+  void clear() { g = g_low = dot = dot_low = V{}; }
   static void add(V& high, V& low, V term) {
     const V sum = high + term, back = sum - high;
     low += (high - (sum - back)) + (term - back);
@@ -97,6 +116,18 @@ struct PairSums<double> {
   static double total(double high, double low) { return low == low ? high + low : high; }
   double g_lane(int i) const { return total(g[i], g_low[i]); }
   double dot_lane(int i) const { return total(dot[i], dot_low[i]); }
+  void add_to(double* g_to, double* dot_to) const {
+    for (int i = 0; i < kLanes<double>; ++i) g_to[i] += g_lane(i), dot_to[i] += dot_lane(i);
+  }
+  double g_sum() const { return sum(g, g_low); }
+  double dot_sum() const { return sum(dot, dot_low); }
+
+ private:
+  static double sum(V high, V low) {
+    double all = 0;
+    for (int i = 0; i < kLanes<double>; ++i) all += total(high[i], low[i]);
+    return all;
+  }
 };
 
 // Sum of n lanes, halves folded onto each other.
@@ -115,10 +146,12 @@ template <class C, class A>
 struct BlockSums {
   static constexpr int kWays = 4;
   typedef A V __attribute__((vector_size(kLanes<C> * sizeof(A))));
-  V s1[kWays] = {}, s2[kWays] = {};
+  V s1[kWays], s2[kWays];
   V shift;
 
-  explicit BlockSums(double m) : shift(V{} + static_cast<A>(m)) {}
+  explicit BlockSums(double m) : shift(V{} + static_cast<A>(m)) {
+    for (int way = 0; way < kWays; ++way) s1[way] = s2[way] = V{};
+  }
 
   inline void add(int way, vec<C> x, ivec<C> on) {
     V d = __builtin_convertvector(x, V) - shift;

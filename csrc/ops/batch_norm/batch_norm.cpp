@@ -1,6 +1,8 @@
 // Batch norm: schemas, checks, allocation and choice of kernel.
 #include "ops/batch_norm/batch_norm.h"
 
+#include <algorithm>
+
 #include "common/channel_vector.h"
 #include "common/registry.h"
 #include "common/tensor.h"
@@ -10,56 +12,29 @@ namespace {
 
 namespace bn = batch_norm;
 
-#define CONVNORM_ROWS(direction, isa)                                                                        \
-  {"batch_norm_planes_" #isa, "vectors along the image; a channel stays in L2 between its sweeps", Isa::isa, \
-   [](const auto& p) { return bn::refuse_rows(p.rows); }, bn::kernels_##isa.direction##_planes},             \
-  {                                                                                                          \
-    "batch_norm_rows_" #isa, "vectors over channels; tiles of rows merged in order", Isa::isa,               \
-        [](const auto& p) { return bn::refuse_planes(p.rows); }, bn::kernels_##isa.direction##_rows          \
-  }
-#if defined(__x86_64__)
-#define CONVNORM_WIDE_ROWS(direction) CONVNORM_ROWS(direction, avx512), CONVNORM_ROWS(direction, avx2),
-#else
-#define CONVNORM_WIDE_ROWS(direction)
-#endif
-
-const char* const kReferenceAbout = "textbook loops in double, any strides";
-
-std::span<const bn::Kernel<bn::Forward>> forward_kernels() {
-  static const bn::Kernel<bn::Forward> rows[] = {
-      CONVNORM_WIDE_ROWS(forward) CONVNORM_ROWS(forward, generic),
-      {"batch_norm_reference", kReferenceAbout, Isa::generic, nullptr, bn::forward_reference}};
-  return rows;
-}
-
-std::span<const bn::Kernel<bn::Backward>> backward_kernels() {
-  static const bn::Kernel<bn::Backward> rows[] = {
-      CONVNORM_WIDE_ROWS(backward) CONVNORM_ROWS(backward, generic),
-      {"batch_norm_reference", kReferenceAbout, Isa::generic, nullptr, bn::backward_reference}};
-  return rows;
-}
-
-const Register<bn::Kernel<bn::Forward>> register_train("batch_norm_train", forward_kernels());
-const Register<bn::Kernel<bn::Forward>> register_eval("batch_norm_eval", forward_kernels());
-const Register<bn::Kernel<bn::Backward>> register_backward("batch_norm_backward", backward_kernels());
-
 NormView norm_view(const Tensor& t) {
   const View5 v = lift(t);
   return {v.data, v.n, v.c, v.size[0] * v.size[1] * v.size[2], v.size, v.stride_n, v.stride_c, v.stride};
 }
 
+// Printed as the tensor's size; the text is made only for an error.
+struct SizeOf {
+  const Tensor& t;
+  friend std::ostream& operator<<(std::ostream& out, const SizeOf& size) { return out << shape_text(size.t); }
+};
+
 // The dtype of input, after what every op of this room asks of it.
 DType check_input(const char* op, const Tensor& input) {
   const std::int64_t dim = input.dim();
-  check(dim >= 2 && dim <= kMaxDims, op, ": input of size ", shape_text(input),
+  check(dim >= 2 && dim <= kMaxDims, op, ": input of size ", SizeOf{input},
         " must be (n, c), (n, c, l), (n, c, h, w) or (n, c, d, h, w)");
   return float_dtype(op, "input", input);
 }
 
 // residual, grad_output and output have input's shape, dtype and device.
 void check_like(const char* op, const char* name, const Tensor& t, const Tensor& input) {
-  check(shape_text(t) == shape_text(input), op, ": ", name, " of size ", shape_text(t),
-        " must have the size of input, ", shape_text(input));
+  check(std::ranges::equal(t.sizes(), input.sizes()), op, ": ", name, " of size ", SizeOf{t},
+        " must have the size of input, ", SizeOf{input});
   check(t.scalar_type() == input.scalar_type(), op, ": ", name, " has dtype ", dtype_name(t.scalar_type()),
         ", must be input's ", dtype_name(input.scalar_type()));
   check_same_device(op, "input", input, name, t);
@@ -74,7 +49,7 @@ void check_eps(const char* op, double eps, bool train) {
 void check_stats(const char* op, const Tensor& stats, const Tensor& input) {
   check(stats.dim() == 2 && stats.size(0) == 2 && stats.size(1) == input.size(1) && stats.is_contiguous() &&
             stats.scalar_type() == ScalarType::Double,
-        op, ": stats of size ", shape_text(stats), " must be a contiguous float64 tensor (2, ", input.size(1),
+        op, ": stats of size ", SizeOf{stats}, " must be a contiguous float64 tensor (2, ", input.size(1),
         ")");
 }
 
@@ -116,10 +91,11 @@ std::tuple<Tensor, Tensor> batch_norm_train(Tensor input, OptTensor weight, OptT
   Tensor output = dense_like(input),
          stats = empty(input, {2, channels}, Layout::contiguous, ScalarType::Double);
   bn::Forward p = forward_params(op, input, residual, output, w, b);
-  const Ints sizes = sizes_of(input);
-  check_value(p.x.values() != 1,
-              "Expected more than 1 value per channel when training, got input size torch.Size([",
-              shape_text(sizes).substr(1, shape_text(sizes).size() - 2), "])");
+  if (p.x.values() == 1) {
+    const std::string size = shape_text(input);
+    check_value(false, "Expected more than 1 value per channel when training, got input size torch.Size([",
+                size.substr(1, size.size() - 2), "])");
+  }
   p.eps = eps;
   p.relu = relu;
   p.mean = view(stats).as<double>();
@@ -128,7 +104,7 @@ std::tuple<Tensor, Tensor> batch_norm_train(Tensor input, OptTensor weight, OptT
     for (std::int64_t c = 0; c < channels; ++c) p.mean[c] = 0, p.var[c] = 1;
     return {output, stats};
   }
-  if (channels > 0) choose(op, forward_kernels(), p).run(p);
+  if (channels > 0) choose(op, bn::forward_kernels(), p).run(p);
   return {output, stats};
 }
 
@@ -147,11 +123,21 @@ Tensor batch_norm_eval(Tensor input, OptTensor weight, OptTensor bias, OptTensor
   p.relu = relu;
   p.mean = mean.data();
   p.var = var.data();
-  if (p.x.values() * p.x.channels > 0) choose(op, forward_kernels(), p).run(p);
+  if (p.x.values() * p.x.channels > 0) choose(op, bn::forward_kernels(), p).run(p);
   return output;
 }
 
-// running = (1 - momentum) running + momentum batch, with the unbiased variance; nothing is written for empty
+// running = (1 - momentum) running + momentum scale batch
+void blend(ChannelVector& running, const OptTensor& to, const double* batch, double momentum, double scale) {
+  double* const values = running.data();
+  if (!values) return;
+  const double keep = 1 - momentum, share = momentum * scale;
+  const std::int64_t channels = to->numel();
+  for (std::int64_t c = 0; c < channels; ++c) values[c] = share * batch[c] + keep * values[c];
+  running.store(*to);
+}
+
+// Of running statistics from those of a batch, with the unbiased variance; nothing is written for empty
 // batches.
 void batch_norm_update(OptTensor running_mean, OptTensor running_var, Tensor stats, Tensor input,
                        double momentum) {
@@ -163,13 +149,8 @@ void batch_norm_update(OptTensor running_mean, OptTensor running_var, Tensor sta
   if (count == 0) return;
   const double* batch_mean = view(stats).as<double>();
   const double unbiased = static_cast<double>(count) / static_cast<double>(count - 1);
-  for (std::int64_t c = 0; c < channels; ++c) {
-    if (running_mean) mean.data()[c] = momentum * batch_mean[c] + (1 - momentum) * mean.data()[c];
-    if (running_var)
-      var.data()[c] = momentum * unbiased * batch_mean[channels + c] + (1 - momentum) * var.data()[c];
-  }
-  if (running_mean) mean.store(*running_mean);
-  if (running_var) var.store(*running_var);
+  blend(mean, running_mean, batch_mean, momentum, 1);
+  blend(var, running_var, batch_mean + channels, momentum, unbiased);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(Tensor grad_output, Tensor input,
@@ -210,7 +191,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(Tensor grad_outpu
   p.var = p.mean + channels;
   p.grad_weight = grad_w.data();
   p.grad_bias = grad_b.data();
-  if (p.x.values() * channels > 0) choose(op, backward_kernels(), p).run(p);
+  if (p.x.values() * channels > 0) choose(op, bn::backward_kernels(), p).run(p);
   if (want_affine) {
     grad_w.store(grad_weight);
     grad_b.store(grad_bias);

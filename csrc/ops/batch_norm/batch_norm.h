@@ -17,6 +17,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "common/dtype.h"
 #include "common/norm_view.h"
@@ -71,6 +72,9 @@ struct Kernel {
   const char* (*refuse)(const Params&);
   void (*run)(const Params&);
 };
+
+std::span<const Kernel<Forward>> forward_kernels();
+std::span<const Kernel<Backward>> backward_kernels();
 
 // What one instruction set exports.
 struct Kernels {

@@ -1,5 +1,5 @@
-// What both methods of batch norm share: walking a run of elements in vectors, per-channel coefficients,
-// access to operands, and the bodies' table. Included by one small file per instruction set.
+// What both methods of batch norm share: walking a run of elements in vectors, work memory, and the bodies'
+// table. Included by one small file per instruction set.
 //
 // A run is walked in groups of four vectors; what is left of it over the last whole vector is done by a
 // vector that overlaps the one before (elementwise work repeats the same values, sums mask the lanes that
@@ -13,30 +13,28 @@ namespace {
 
 #define CONVNORM_INLINE __attribute__((always_inline))
 
-// A whole vector at p. `stream` stores around the cache: for outputs that would only evict what is still
+// A whole vector at p. kStream stores around the cache: for outputs that would only evict what is still
 // needed.
+template <bool kStream = false>
 struct Whole {
-  bool stream = false;
   template <class T>
   auto get(const T* p) const {
     return load(p);
   }
   template <class T>
   void put(T* p, vec<compute_t<T>> v) const {
-    if constexpr (sizeof(T) == sizeof(compute_t<T>)) {
 #if defined(__x86_64__)
-      if (stream) {
+    if constexpr (kStream) {
 #if CONVNORM_VECTOR_BYTES == 64
-        _mm512_stream_ps(reinterpret_cast<float*>(p), bits_as<__m512>(v));
+      _mm512_stream_ps(reinterpret_cast<float*>(p), bits_as<__m512>(v));
 #elif CONVNORM_VECTOR_BYTES == 32
-        _mm256_stream_ps(reinterpret_cast<float*>(p), bits_as<__m256>(v));
+      _mm256_stream_ps(reinterpret_cast<float*>(p), bits_as<__m256>(v));
 #else
-        _mm_stream_ps(reinterpret_cast<float*>(p), bits_as<__m128>(v));
+      _mm_stream_ps(reinterpret_cast<float*>(p), bits_as<__m128>(v));
 #endif
-        return;
-      }
-#endif
+      return;
     }
+#endif
     store(p, v);
   }
 };
@@ -77,24 +75,22 @@ inline vec<C> masked(vec<C> v, ivec<C> on) {
   return bits_as<vec<C>>(bits_as<ivec<C>>(v) & on);
 }
 
+template <class I>
+inline bool all_lanes(I on) {
+  bool all = true;
+  for (std::size_t i = 0; i < sizeof(I) / sizeof(on[0]); ++i) all &= on[i] != 0;
+  return all;
+}
+
 // f(way, i, access, on): elements i .. i + lanes, of which the lanes in `on` were not visited before. way
 // counts 0 1 2 3 within a group of four, and is kAlone outside.
 inline constexpr int kAlone = 4;
 
-template <class C, int kWays = 4, class F>
-CONVNORM_INLINE inline void each_vector(std::int64_t length, bool stream, F f) {
+// What is left from element i on: less than a group, or all of a short run.
+template <class C, class F>
+CONVNORM_INLINE inline void each_vector_from(std::int64_t i, std::int64_t length, F f) {
   constexpr std::int64_t L = kLanes<C>;
-  const ivec<C> all = ivec<C>{} - 1;
-  std::int64_t i = 0;
-  if constexpr (kWays == 4) {
-    for (; i + 4 * L <= length; i += 4 * L) {
-      f(0, i, Whole{stream}, all);
-      f(1, i + L, Whole{stream}, all);
-      f(2, i + 2 * L, Whole{stream}, all);
-      f(3, i + 3 * L, Whole{stream}, all);
-    }
-  }
-  for (; i + L <= length; i += L) f(kAlone, i, Whole{stream}, all);
+  for (; i + L <= length; i += L) f(kAlone, i, Whole{}, ivec<C>{} - 1);
   if (i == length) return;
   if (length >= L) {
     f(kAlone, length - L, Whole{}, lanes_from<C>(L - (length - i)));
@@ -103,8 +99,53 @@ CONVNORM_INLINE inline void each_vector(std::int64_t length, bool stream, F f) {
   }
 }
 
-// Streaming pays once the output is far larger than the caches, and needs whole aligned vectors.
-inline constexpr std::int64_t kStreamBytes = 8 << 20;
+template <class C, bool kStream, class F>
+CONVNORM_INLINE inline void each_vector(std::int64_t length, F f) {
+  constexpr std::int64_t L = kLanes<C>;
+  const ivec<C> all = ivec<C>{} - 1;
+  std::int64_t i = 0;
+  for (; i + 4 * L <= length; i += 4 * L) {
+    f(0, i, Whole<kStream>{}, all);
+    f(1, i + L, Whole<kStream>{}, all);
+    f(2, i + 2 * L, Whole<kStream>{}, all);
+    f(3, i + 3 * L, Whole<kStream>{}, all);
+  }
+  each_vector_from<C>(i, length, f);
+}
+
+template <class C, class F>
+CONVNORM_INLINE inline void each_vector(std::int64_t length, bool stream, F f) {
+  stream ? each_vector<C, true>(length, f) : each_vector<C, false>(length, f);
+}
+
+// For sums: the ways walk four quarters of a long run side by side. From memory, four streams keep half as
+// many more bytes in flight than one; within a page they only hide the order from the hardware's prefetch.
+inline constexpr std::int64_t kQuartered = 2048;  // elements
+
+template <class C, class F>
+CONVNORM_INLINE inline void each_vector_in_quarters(std::int64_t length, F f) {
+  constexpr std::int64_t L = kLanes<C>;
+  const std::int64_t groups = length / (4 * L);
+  const bool apart = length >= kQuartered;
+  const std::int64_t way = apart ? groups * L : L, step = apart ? L : 4 * L;
+  const ivec<C> all = ivec<C>{} - 1;
+  for (std::int64_t k = 0, i = 0; k < groups; ++k, i += step) {
+    f(0, i, Whole{}, all);
+    f(1, i + way, Whole{}, all);
+    f(2, i + 2 * way, Whole{}, all);
+    f(3, i + 3 * way, Whole{}, all);
+  }
+  each_vector_from<C>(groups * 4 * L, length, f);
+}
+
+// Streaming pays once all operands together are larger than a core's share of the caches, and needs whole
+// aligned vectors.
+inline constexpr std::int64_t kStreamBytes = 16 << 20;
+
+template <class T>
+inline bool worth_streaming(const NormView& x, int operands) {
+  return operands * x.values() * x.channels * static_cast<std::int64_t>(sizeof(T)) >= kStreamBytes;
+}
 
 template <class T>
 inline bool can_stream(const T* p, std::int64_t length) {
@@ -122,46 +163,6 @@ inline void stream_fence() {
 template <class V>
 inline V relu(V y) {
   return vmax(V{}, y);  // in this order NaN stays NaN
-}
-
-// y = (x - center) scale + shift and xhat = (x - center) inv + rest; center is the mean rounded to C, and
-// what the rounding cut off is in shift and rest.
-template <class C>
-struct Coefficients {
-  C center, inv, rest, scale, shift;
-};
-
-template <class C>
-inline Coefficients<C> coefficients(double mean, double var, double eps, double weight, double bias) {
-  const double r = 1 / __builtin_sqrt(var + eps);
-  const C center = static_cast<C>(mean);
-  const double low = mean - center;
-  return {center, static_cast<C>(r), static_cast<C>(-low * r), static_cast<C>(weight * r),
-          static_cast<C>(bias - low * weight * r)};
-}
-
-template <class C, class P>
-inline Coefficients<C> coefficients(const P& p, std::int64_t c) {
-  return coefficients<C>(p.mean[c], p.var[c], p.eps, p.weight ? p.weight[c] : 1, p.bias ? p.bias[c] : 0);
-}
-
-// grad_x = g slope - xhat along - level.
-template <class C>
-struct Slopes {
-  C slope, along, level;
-};
-
-template <class C>
-inline Slopes<C> slopes(const Backward& p, std::int64_t c) {
-  const double slope = (p.weight ? p.weight[c] : 1) / __builtin_sqrt(p.var[c] + p.eps);
-  const double share = p.train ? slope / static_cast<double>(p.x.values()) : 0;
-  return {static_cast<C>(slope), static_cast<C>(p.train ? share * p.grad_weight[c] : 0),
-          static_cast<C>(p.train ? share * p.grad_bias[c] : 0)};
-}
-
-// sum g xhat from sum g and sum g (x - center).
-inline double grad_weight(const Backward& p, std::int64_t c, double center, double g, double dot) {
-  return (dot - (p.mean[c] - center) * g) / __builtin_sqrt(p.var[c] + p.eps);
 }
 
 enum class Mask { none, from_x, from_out };
@@ -184,7 +185,9 @@ struct Arena {
 }  // namespace
 }  // namespace convnorm::batch_norm
 
+#include "ops/batch_norm/cpu/batch_norm_channels.h"
 #include "ops/batch_norm/cpu/batch_norm_planes.h"
+#include "ops/batch_norm/cpu/batch_norm_planes_backward.h"
 #include "ops/batch_norm/cpu/batch_norm_rows.h"
 #include "ops/batch_norm/cpu/batch_norm_rows_backward.h"
 

@@ -12,7 +12,7 @@ struct RowsBackward {
   const Rows g;
   const RowSource<T> grad, x, out;
   const bool stream;
-  static constexpr std::int64_t kVectors = kWidth / kLanes<C> + 1;
+  static constexpr std::int64_t kVectors = kWidth / kLanes<C> + 1, kPitch = Coefficients<C>::kPitch;
 
   explicit RowsBackward(const Backward& params)
       : p(params),
@@ -20,49 +20,53 @@ struct RowsBackward {
         grad(p.grad_output),
         x(p.x),
         out(p.out),
-        stream(g.rows * g.channels * static_cast<std::int64_t>(sizeof(T)) >= kStreamBytes &&
-               g.channels % kLanes<C> == 0) {}
+        stream(worth_streaming<T>(p.x, kMask == Mask::from_out ? 4 : 3) && g.channels % kLanes<C> == 0) {}
 
   struct Group {
     RowGroup<T> grad, x, out;
   };
 
-  Group group(std::int64_t row, int rows, const Tile& t, T* gathered) const {
-    Group from{grad.get(row, rows, t.channel, t.width, gathered),
-               x.get(row, rows, t.channel, t.width, gathered + kGroup * kWidth),
+  Group group(std::int64_t row, std::int64_t step, int rows, const Tile& t, T* gathered) const {
+    Group from{grad.get(row, step, rows, t.channel, t.width, gathered),
+               x.get(row, step, rows, t.channel, t.width, gathered + kGroup * kWidth),
                {}};
+    from.out = from.x;  // not read
     if (kMask == Mask::from_out)
-      from.out = out.get(row, rows, t.channel, t.width, gathered + 2 * kGroup * kWidth);
+      from.out = out.get(row, step, rows, t.channel, t.width, gathered + 2 * kGroup * kWidth);
     return from;
   }
 
-  // grad_output of one vector where relu let it pass.
+  // grad_output of one vector where relu let it pass; k: center, scale and shift of its channels.
   template <class Access>
-  static CONVNORM_INLINE inline vec<C> passed(const Group& from, int r, std::int64_t c, const Access& access,
-                                              vec<C> d, vec<C> scale, vec<C> shift) {
-    const vec<C> gv = access.get(from.grad.data + r * from.grad.stride + c);
-    if constexpr (kMask == Mask::from_x) return d * scale + shift <= C(0) ? vec<C>{} : gv;
-    if constexpr (kMask == Mask::from_out)
-      return access.get(from.out.data + r * from.out.stride + c) <= C(0) ? vec<C>{} : gv;
+  static CONVNORM_INLINE inline vec<C> passed(vec<C> gv, const T* y, const Access& access, vec<C> d,
+                                              const C* k) {
+    if constexpr (kMask == Mask::from_x)
+      return d * load(k + kPitch) + load(k + 2 * kPitch) <= C(0) ? vec<C>{} : gv;
+    if constexpr (kMask == Mask::from_out) return access.get(y) <= C(0) ? vec<C>{} : gv;
     return gv;
   }
 
   // A group of rows is added in C, then in more digits. One PairSums per vector of the row; the vector that
-  // overlaps the one before has its own.
-  void sums(const RowCoefficients<C>& k, const Tile& t, PairSums<C>* totals, T* gathered) const {
-    each_group<kGroup>(t.row, t.rows, [&](std::int64_t row, auto count) CONVNORM_INLINE {
+  // overlaps the one before has its own. k: the tile's table.
+  void add_rows(const C* k, const Tile& t, PairSums<C>* totals, T* gathered) const {
+    const std::int64_t x_ahead = g.ahead * imax(0, x.stride), grad_ahead = g.ahead * imax(0, grad.stride);
+    each_group(t.row, t.rows, [&](std::int64_t row, std::int64_t step, auto count) CONVNORM_INLINE {
       constexpr int R = decltype(count)::value;
-      const Group from = group(row, R, t, gathered);
-      each_vector<C, 1>(t.width, false, [&](int, std::int64_t i, auto access, ivec<C> on) CONVNORM_INLINE {
-        const std::int64_t c = t.channel + i;
-        const vec<C> center = load(k.center + c), scale = load(k.scale + c), shift = load(k.shift + c);
-        PairSums<C>& total = totals[ceil_div(i, kLanes<C>)];
+      const Group from = group(row, step, R, t, gathered);
+      const T *const xs = from.x.data, *const gs = from.grad.data, *const ys = from.out.data;
+      const std::int64_t x_stride = from.x.stride, g_stride = from.grad.stride, y_stride = from.out.stride;
+      each_vector<C, false>(t.width, [&](int way, std::int64_t c, auto access, ivec<C> on) CONVNORM_INLINE {
+        const vec<C> center = load(k + c);
+        PairSums<C>& total = totals[ceil_div(c, kLanes<C>)];
         vec<C> g4{}, dot4{};
         for (int r = 0; r < R; ++r) {
-          __builtin_prefetch(from.x.data + (r + kAhead) * from.x.stride + i);
-          __builtin_prefetch(from.grad.data + (r + kAhead) * from.grad.stride + i);
-          const vec<C> d = access.get(from.x.data + r * from.x.stride + i) - center;
-          const vec<C> gv = passed(from, r, i, access, d, scale, shift);
+          const T *const xr = xs + r * x_stride + c, *const gr = gs + r * g_stride + c;
+          if (starts_line<T>(way)) {
+            __builtin_prefetch(xr + x_ahead);
+            __builtin_prefetch(gr + grad_ahead);
+          }
+          const vec<C> d = access.get(xr) - center;
+          const vec<C> gv = passed(access.get(gr), ys + r * y_stride + c, access, d, k + c);
           g4 += gv;
           dot4 += gv * d;
           if (r + 1 < R && PairSums<C>::kTerms > 1) continue;
@@ -73,84 +77,114 @@ struct RowsBackward {
     });
   }
 
-  void tile_sums(const RowCoefficients<C>& k, const Tile& t, double* grad_bias, double* dots,
-                 Arena arena) const {
+  void sums(const C* k, const Tile& t, double* grad_bias, double* dots, Arena arena) const {
     T* gathered = arena.take<T>(3 * kGroup * kWidth);
     PairSums<C>* totals = arena.take<PairSums<C>>(kVectors);
-    for (std::int64_t i = 0; i < kVectors; ++i) totals[i] = PairSums<C>{};
-    sums(k, t, totals, gathered);
+    for (std::int64_t i = 0; i < kVectors; ++i) totals[i].clear();
+    add_rows(k, t, totals, gathered);
     for (std::int64_t c = 0; c < t.width; ++c) grad_bias[c] = dots[c] = 0;
-    each_vector<C, 1>(t.width, false, [&](int, std::int64_t i, auto, ivec<C>) {
-      const PairSums<C>& total = totals[ceil_div(i, kLanes<C>)];
-      for (int lane = 0; lane < kLanes<C> && i + lane < t.width; ++lane) {
-        grad_bias[i + lane] += total.g_lane(lane);
-        dots[i + lane] += total.dot_lane(lane);
+    each_vector<C, false>(t.width, [&](int, std::int64_t c, auto, ivec<C>) {
+      const PairSums<C>& total = totals[ceil_div(c, kLanes<C>)];
+      if (c + kLanes<C> <= t.width) return total.add_to(grad_bias + c, dots + c);
+      for (int lane = 0; c + lane < t.width; ++lane) {
+        grad_bias[c + lane] += total.g_lane(lane);
+        dots[c + lane] += total.dot_lane(lane);
       }
     });
   }
 
-  void update(const RowCoefficients<C>& k, const Tile& t, T* gathered) const {
-    const std::int64_t ld = g.channels;
-    each_group<1>(t.row, t.rows, [&](std::int64_t row, auto count) CONVNORM_INLINE {
-      constexpr int R = decltype(count)::value;
-      const Group from = group(row, R, t, gathered);
-      const std::int64_t at = row * ld + t.channel;
-      T* grad_input = p.grad_input.data ? static_cast<T*>(p.grad_input.data) + at : nullptr;
-      T* grad_residual = p.grad_residual.data ? static_cast<T*>(p.grad_residual.data) + at : nullptr;
-      const T* aligned = grad_input ? grad_input : grad_residual;
-      each_vector<C, 1>(
-          t.width, stream && can_stream(aligned, t.width),
-          [&](int, std::int64_t i, auto access, ivec<C>) CONVNORM_INLINE {
-            const std::int64_t c = t.channel + i;
-            const vec<C> center = load(k.center + c), scale = load(k.scale + c), shift = load(k.shift + c);
-            const vec<C> inv = load(k.inv + c), rest = load(k.rest + c);
-            const vec<C> slope = load(k.slope + c), along = load(k.along + c), level = load(k.level + c);
-            for (int r = 0; r < R; ++r) {
-              const vec<C> d = access.get(from.x.data + r * from.x.stride + i) - center;
-              const vec<C> gv = passed(from, r, i, access, d, scale, shift);
-              if (grad_residual) access.put(grad_residual + r * ld + i, gv);
-              if (grad_input)
-                access.put(grad_input + r * ld + i, gv * slope - level - (d * inv + rest) * along);
-            }
-          });
+  // Sums of `count` channels from those of their tiles, in order of rows; partial: [down][g, dot][channels].
+  void merge_tiles(const double* partial, std::int64_t first, std::int64_t count) const {
+    each_channels(count, [&](std::int64_t i, std::int64_t lanes) CONVNORM_INLINE {
+      Doubles g_sum{}, dot{};
+      for (std::int64_t tile = 0; tile < g.down; ++tile) {
+        const double* from = partial + 2 * tile * g.channels + first + i;
+        g_sum += load_channels(from, lanes);
+        dot += load_channels(from + g.channels, lanes);
+      }
+      store_channels(p.grad_bias + first + i, g_sum, lanes);
+      store_channels(p.grad_weight + first + i, dot, lanes);
     });
   }
 
-  void all_sums(const RowCoefficients<C>& k, double* partial) const {
-    const std::int64_t bytes = 3 * kGroup * kWidth * sizeof(T) + kVectors * sizeof(PairSums<C>) + 128;
-    parallel_for(g.down * g.across, 1, [&](std::int64_t begin, std::int64_t end) {
-      const Arena arena{static_cast<char*>(scratch_bytes(Slot::local, bytes))};
+  template <int R, bool kGradResidual>
+  void update_rows(const C* k, const Tile& t, std::int64_t row, T* gathered) const {
+    const Group from = group(row, 1, R, t, gathered);
+    const T *const xs = from.x.data, *const gs = from.grad.data, *const ys = from.out.data;
+    const std::int64_t x_stride = from.x.stride, g_stride = from.grad.stride, y_stride = from.out.stride;
+    const std::int64_t ld = g.channels, at = row * ld + t.channel;
+    T* const grad_input = p.grad_input.data ? static_cast<T*>(p.grad_input.data) + at : nullptr;
+    T* const grad_residual = kGradResidual ? static_cast<T*>(p.grad_residual.data) + at : nullptr;
+    const T* aligned = kGradResidual ? grad_residual : grad_input;
+    each_vector<C>(t.width, stream && can_stream(aligned, t.width),
+                   [&](int, std::int64_t c, auto access, ivec<C>) CONVNORM_INLINE {
+                     const vec<C> center = load(k + c), slope = load(k + 3 * kPitch + c);
+                     const vec<C> along = load(k + 4 * kPitch + c), level = load(k + 5 * kPitch + c);
+                     for (int r = 0; r < R; ++r) {
+                       const vec<C> d = access.get(xs + r * x_stride + c) - center;
+                       const vec<C> gv =
+                           passed(access.get(gs + r * g_stride + c), ys + r * y_stride + c, access, d, k + c);
+                       if constexpr (kGradResidual) access.put(grad_residual + r * ld + c, gv);
+                       if (!kGradResidual || grad_input)
+                         access.put(grad_input + r * ld + c, ((gv - level) - d * along) * slope);
+                     }
+                   });
+  }
+
+  void update(const Coefficients<C>& k, const Tile& t, T* gathered) const {
+    each_row(t, stream, [&](std::int64_t row, auto count) {
+      constexpr int R = decltype(count)::value;
+      p.grad_residual.data ? update_rows<R, true>(k.at, t, row, gathered)
+                           : update_rows<R, false>(k.at, t, row, gathered);
+    });
+  }
+
+  bool writes() const { return p.grad_input.data || p.grad_residual.data; }
+  bool needs_sums() const { return p.want_affine || (p.train && p.grad_input.data); }
+
+  static std::int64_t local_bytes() {
+    return 3 * kGroup * kWidth * sizeof(T) + kVectors * sizeof(PairSums<C>) + 128;
+  }
+
+  // f(i, tile): column i of tiles.
+  template <class F>
+  void each_column(F f) const {
+    parallel_for(g.across, kColumnGrain, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin; i < end; ++i) f(i, tile_at(g, i));
+    });
+  }
+
+  void tile_sums(const Coefficients<C>& k, double* partial) const {
+    parallel_for(g.down * g.across, g.grain(), [&](std::int64_t begin, std::int64_t end) {
+      const Arena arena{static_cast<char*>(scratch_bytes(Slot::local, local_bytes()))};
       for (std::int64_t i = begin; i < end; ++i) {
         const Tile t = tile_at(g, i);
         double* to = partial + 2 * (i / g.across) * g.channels + t.channel;
-        tile_sums(k, t, to, to + g.channels, arena);
-      }
-    });
-    parallel_for(g.channels, 64, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t c = begin; c < end; ++c) {
-        p.grad_bias[c] = p.grad_weight[c] = 0;
-        for (std::int64_t i = 0; i < g.down; ++i) {
-          p.grad_bias[c] += partial[2 * i * g.channels + c];
-          p.grad_weight[c] += partial[(2 * i + 1) * g.channels + c];
-        }
-        p.grad_weight[c] = grad_weight(p, c, k.center[c], p.grad_bias[c], p.grad_weight[c]);
+        sums(k.table(i % g.across).at, t, to, to + g.channels, arena);
       }
     });
   }
 
   void run() const {
-    const std::int64_t partial_bytes = 2 * g.down * g.channels * 8 + 64;
+    const std::int64_t partial_size = 2 * g.down * g.channels;
     Arena arena{static_cast<char*>(
-        scratch_bytes(Slot::shared, RowCoefficients<C>::bytes(g.channels) + partial_bytes))};
-    const RowCoefficients<C> k(arena, g.channels);
-    for (std::int64_t c = 0; c < g.channels; ++c) k.set(c, coefficients<C>(p, c));
-    if (p.want_affine || (p.train && p.grad_input.data))
-      all_sums(k, arena.take<double>(2 * g.down * g.channels));
-    if (!p.grad_input.data && !p.grad_residual.data) return;
-    for (std::int64_t c = 0; c < g.channels; ++c) k.set(c, slopes<C>(p, c));
-    parallel_for(g.down * g.across, 1, [&](std::int64_t begin, std::int64_t end) {
+        scratch_bytes(Slot::shared, Coefficients<C>::bytes(g.across) + partial_size * 8 + 64))};
+    const Coefficients<C> k(arena, g.across);
+    double* partial = arena.take<double>(partial_size);
+    each_column(
+        [&](std::int64_t i, const Tile& t) { forward_coefficients(p, t.channel, t.width, k.table(i)); });
+    if (needs_sums()) tile_sums(k, partial);
+    each_column([&](std::int64_t i, const Tile& t) {
+      if (needs_sums()) {
+        merge_tiles(partial, t.channel, t.width);
+        weight_gradients(p, t.channel, t.width, k.table(i));
+      }
+      backward_coefficients(p, t.channel, t.width, k.table(i));
+    });
+    if (!writes()) return;
+    parallel_for(g.down * g.across, g.grain(), [&](std::int64_t begin, std::int64_t end) {
       T* gathered = static_cast<T*>(scratch_bytes(Slot::local, 3 * kGroup * kWidth * sizeof(T)));
-      for (std::int64_t i = end - 1; i >= begin; --i) update(k, tile_at(g, i), gathered);
+      for (std::int64_t i = end - 1; i >= begin; --i) update(k.table(i % g.across), tile_at(g, i), gathered);
       stream_fence();
     });
   }

@@ -1,0 +1,47 @@
+// The ordered lists of batch norm's kernels.
+#include "ops/batch_norm/batch_norm.h"
+
+#include "common/registry.h"
+
+namespace convnorm::batch_norm {
+namespace {
+
+#define CONVNORM_ROWS(direction, isa)                                                                        \
+  {"batch_norm_planes_" #isa, "vectors along the image; a channel stays in L2 between its sweeps", Isa::isa, \
+   [](const auto& p) { return refuse_rows(p.rows); }, kernels_##isa.direction##_planes},                     \
+  {                                                                                                          \
+    "batch_norm_rows_" #isa, "vectors over channels; tiles of rows merged in order", Isa::isa,               \
+        [](const auto& p) { return refuse_planes(p.rows); }, kernels_##isa.direction##_rows                  \
+  }
+#if defined(__x86_64__)
+#define CONVNORM_WIDE_ROWS(direction) CONVNORM_ROWS(direction, avx512), CONVNORM_ROWS(direction, avx2),
+#else
+#define CONVNORM_WIDE_ROWS(direction)
+#endif
+
+const char* const kReferenceAbout = "textbook loops in double, any strides";
+
+}  // namespace
+
+std::span<const Kernel<Forward>> forward_kernels() {
+  static const Kernel<Forward> rows[] = {
+      CONVNORM_WIDE_ROWS(forward) CONVNORM_ROWS(forward, generic),
+      {"batch_norm_reference", kReferenceAbout, Isa::generic, nullptr, forward_reference}};
+  return rows;
+}
+
+std::span<const Kernel<Backward>> backward_kernels() {
+  static const Kernel<Backward> rows[] = {
+      CONVNORM_WIDE_ROWS(backward) CONVNORM_ROWS(backward, generic),
+      {"batch_norm_reference", kReferenceAbout, Isa::generic, nullptr, backward_reference}};
+  return rows;
+}
+
+namespace {
+
+const Register<Kernel<Forward>> register_train("batch_norm_train", forward_kernels());
+const Register<Kernel<Forward>> register_eval("batch_norm_eval", forward_kernels());
+const Register<Kernel<Backward>> register_backward("batch_norm_backward", backward_kernels());
+
+}  // namespace
+}  // namespace convnorm::batch_norm
