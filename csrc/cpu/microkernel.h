@@ -57,12 +57,12 @@ struct TileBlock {
   std::int64_t depth;  // length of the sum
   std::int64_t piece;  // piece_length of depth, or of run
   const C* a;
-  std::int64_t lda;        // by rows: from row to row
-  std::int64_t a_step;     // from one tile's rows to the next's
-  const C* const* table;   // indirect: kRows pointers per run, tile after tile
-  std::int64_t runs, run;  // indirect: how many of them per row, and terms per pointer
-  std::int64_t skip;       // indirect: added to each pointer (the channels before a group)
-  std::int64_t joined;     // indirect: runs in a chain
+  std::int64_t lda;             // by rows: from row to row
+  std::int64_t a_step;          // from one tile's rows to the next's
+  const C* const* table;        // indirect: kRows pointers per run, tile after tile
+  std::int64_t runs, run;       // indirect: how many of them per row, and terms per pointer
+  std::int64_t skip;            // indirect: added to each pointer (the channels before a group)
+  std::int64_t joined;          // indirect: runs in a chain
   std::int64_t a_pair, b_pair;  // paired: from the first vector's operands to the second's
   const C* b;
   std::int64_t ldb, b_step;    // from term to term; from one tile's columns to the next's
