@@ -10,6 +10,7 @@
 namespace convnorm {
 
 int test_threads = 3;
+bool test_ignores_grain = false;
 
 namespace {
 thread_local bool inside = false;
@@ -18,7 +19,7 @@ thread_local bool inside = false;
 int parallel_width() { return test_threads; }
 
 void run_parallel(std::int64_t n, std::int64_t grain, RangeFn fn, void* context) {
-  const std::int64_t least = grain < 1 ? 1 : grain;
+  const std::int64_t least = grain < 1 || test_ignores_grain ? 1 : grain;
   const std::int64_t chunk = std::max(least, (n + test_threads - 1) / test_threads);
   if (inside || chunk >= n) return fn(0, n, context);
   std::vector<std::thread> threads;

@@ -159,13 +159,14 @@ struct RowSpread {
   const std::uint8_t *argmax, *argmax_end;
   const T* grad_input_end;
   RowTaps<kStride, kTaps, kPad> taps{p};
-  std::int64_t slots = ceil_div(ceil_div(p.in[2], kStride), kWidth) * kWidth;  // of a row, in whole vectors
-  // Output columns that are read in front of a row's first and from there on.
-  std::int64_t before = reach(p.window, 2) / kStride, after = slots + p.window.pad[2] + 1;
   // A column c of a neighbouring row's window that is read for this row is c +- out*stride in its own row.
-  bool unmasked = p.out[2] * kStride >= p.in[2];
-  std::int64_t begin =
-      unmasked ? 0 : imin(slots, ceil_div(before, kWidth) * kWidth);  // slots that need no mask
+  bool unmasked = p.out[2] * kStride >= p.in[2], join = unmasked && kStride == 1 && p.in[2] == p.out[2];
+  std::int64_t slots = ceil_div(ceil_div(p.in[2], kStride), kWidth) * kWidth;  // of a row, in whole vectors
+  // From the first column of a plane's last row, slots that vectors reach: joined rows end in mid-vector.
+  std::int64_t last_slots = slots + (join ? kWidth : 0);
+  // Output columns that are read in front of a row's first and from there on.
+  std::int64_t before = reach(p.window, 2) / kStride, after = last_slots + p.window.pad[2] + 1;
+  std::int64_t begin = unmasked ? 0 : imin(slots, ceil_div(before, kWidth) * kWidth);  // slots without masks
   std::int64_t end = unmasked ? slots : imax(begin, (p.out[2] - p.window.pad[2]) / kWidth * kWidth - kWidth);
   RowRuns runs{};
   CoverRow* staged = nullptr;
@@ -175,7 +176,7 @@ struct RowSpread {
 
   void carve(Arena& arena) {
     const std::int64_t most = most_covers(p, 0) * most_covers(p, 1), width = before + after;
-    runs.carve(p, unmasked && kStride == 1 && p.in[2] == p.out[2], arena);
+    runs.carve(p, join, arena);
     staged = arena.take<CoverRow>(most);
     masks = arena.take<ivec<C>>((slots - (end - begin)) / kWidth * taps.taps);
     grad_stage = arena.take<T>(most * width);
@@ -249,7 +250,7 @@ struct RowSpread {
     const auto last = [&](const Strides& s) { return (p.out[0] - 1) * s.s[0] + (p.out[1] - 1) * s.s[1]; };
     return g - grad >= before && grad_end - g >= last(p.output) + after && a - argmax >= before &&
            argmax_end - a >= last(p.argmax) + after &&
-           grad_input_end - to >= plane(p) - p.in[2] + slots * kStride;
+           grad_input_end - to >= plane(p) - p.in[2] + last_slots * kStride;
   }
 
   void spread_plane(const T* g, const std::uint8_t* a, T* to) const {
