@@ -9,11 +9,11 @@
 // source fill 16 registers and nearly cover the latency of FMAs, and 7 divides the extents of the usual
 // planes. K = 1 takes any geometry: each tap is a line, each source vector is loaded for each tap.
 //
-//   weigh (by weight)           sums[t][k] += sum over places p of gout[p] * x[t][p * step + k],   t < T
-//   lines
+//   weigh (by weight)           sums[t][k] += sum over places p of gout[p] * x[t][p * step + k]
 //
-// T * K sums stay in registers for about kPlaces places; then they are added to memory, so that no chain of
-// FMAs is longer. The sums are few and the places many: a source vector is an operand of its FMA, not reused.
+// T lines together: T * K sums stay in registers for about kPlaces places; then they are added to memory, so
+// that no chain of FMAs is longer. The sums are few and the places many: a source vector is an operand of its
+// FMA, not reused.
 //
 // Include after cpu/vec.h.
 #pragma once
