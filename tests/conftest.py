@@ -4,11 +4,17 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: idle workers must not spin
 
+import hypothesis
 import pytest
 import torch
 
 import convnorm
 from tests.specs import all_specs
+
+# The same examples for the same code; HYPOTHESIS_PROFILE=search draws others, and more of them.
+hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True, max_examples=150)
+hypothesis.settings.register_profile("search", deadline=None, max_examples=2000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def script(name, *arguments):
     command = [sys.executable, f"benchmarks/{name}.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ def test_info_tells_versions_instruction_set_and_kernels(capsys):
 
 def test_python_m_convnorm():
     command = [sys.executable, "-m", "convnorm", "--version"]
-    assert subprocess.check_output(command, text=True).strip() == f"convnorm {convnorm.__version__}"
+    assert subprocess.check_output(command, text=True, timeout=300).strip() == f"convnorm {convnorm.__version__}"
 
 
 def test_check_passes_here(capsys):
@@ -43,7 +43,7 @@ def test_check_needs_torch_only():
     blocked = ["rich", "matplotlib", "numpy", "scipy", "pytest", "hypothesis"]
     script = f"import sys; sys.modules.update(dict.fromkeys({blocked}))\n"
     script += "from convnorm.cli import main; sys.exit(main(['check']))"
-    run = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     assert "all is well" in run.stdout
 

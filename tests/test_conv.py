@@ -16,7 +16,7 @@ from torch import nn
 import convnorm.functional as CF
 import convnorm.nn as CN
 from convnorm.testing import assert_accurate, assert_same
-from tests.specs import evaluate
+from tests.specs import evaluate, without_onednn
 from tests.specs.conv import SPEC
 
 
@@ -181,7 +181,7 @@ def test_convolution_is_a_matrix_product_of_patches():
 @given(
     stride=st.integers(1, 3), shift=st.tuples(st.integers(0, 3), st.integers(0, 3)), seed=st.integers(0, 99)
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_shifting_the_input_shifts_the_output(stride, shift, seed):
     """Translation equivariance: exactly, away from the border, for shifts that the stride divides."""
     torch.manual_seed(seed)
@@ -196,6 +196,9 @@ def test_shifting_the_input_shifts_the_output(stride, shift, seed):
 # --- any geometry -------------------------------------------------------------------------------------------
 
 
+CHANNELS = [1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 33]  # at, below and above vectors and tiles
+
+
 @st.composite
 def problems(draw):
     """A convolution of any geometry that has an output, small enough for hundreds of them."""
@@ -206,7 +209,7 @@ def problems(draw):
     least = [max(1, d * (k - 1) + 1 - 2 * p) for k, p, d in zip(kernel, padding, dilation, strict=True)]
     size = [low + more for low, more in zip(least, extra, strict=True)]
     groups = draw(st.integers(1, 3))
-    images, per_group, filters = draw(st.integers(0, 3)), draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    images, per_group, filters = draw(st.integers(0, 3)), *draw(st.tuples(*[st.sampled_from(CHANNELS)] * 2))
     inputs = {
         "input": integers(images, groups * per_group, *size),
         "weight": integers(groups * filters, per_group, *kernel),
@@ -223,9 +226,10 @@ def problems(draw):
 
 
 @given(problems())
-@settings(max_examples=200, deadline=None)
 def test_any_geometry_equals_torch(inputs):
-    ours, theirs = (evaluate(f, inputs, SPEC.grads, kind="integers") for f in (SPEC.ours, SPEC.theirs))
+    ours = evaluate(SPEC.ours, inputs, SPEC.grads, kind="integers")
+    with without_onednn():
+        theirs = evaluate(SPEC.theirs, inputs, SPEC.grads, kind="integers")
     for what, value in theirs.items():
         assert_same(ours[what], value, what)
 

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -122,7 +122,6 @@ def some_window_misses(x, kernel_size, stride, padding, dilation, out):
     return False
 
 
-@settings(max_examples=150, deadline=None)
 @given(problems())
 def test_equals_torch_on_any_geometry(problem):
     shape, dtype, special, layout, isa, grad_kind = (

@@ -178,5 +178,5 @@ def test_the_switch():
 def test_the_environment_switches_it_off(value, enabled):
     program = "import convnorm; print(convnorm.backends.winograd())"
     environment = os.environ | {"CONVNORM_WINOGRAD": value}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=300)
     assert done.stdout.strip() == str(enabled), done.stderr

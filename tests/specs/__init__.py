@@ -6,10 +6,11 @@ generic test then runs on it.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import pkgutil
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,6 +122,16 @@ def evaluate(
         found = torch.autograd.grad(differentiable, list(leaves.values()), drawn)
         named |= {f"grad_{name}": g for name, g in zip(leaves, found, strict=True)}
     return named
+
+
+@contextlib.contextmanager
+def without_onednn() -> Iterator[None]:
+    """torch's convolutions by its own im2col: on odd grouped geometries oneDNN's crash now and then (torch 2.13)."""
+    torch.backends.mkldnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = True
 
 
 def compare(spec: OpSpec, inputs: Inputs, dtype: torch.dtype, kind: str = "normal") -> None:

@@ -71,6 +71,8 @@ CASES = [
     case("empty batch", (0, 3, 8, 8), (4, 3, 3, 3), padding=1),
     # Groups.
     case("groups", (2, 12, 9, 9), (18, 4, 3, 3), padding=1, groups=3),
+    case("groups of eight, and inputs that no window reaches", (2, 16, 9, 9), (16, 8, 1, 1), stride=2, groups=2),
+    case("groups on a single pixel", (1, 2, 1), (4, 1, 2), stride=2, padding=1, groups=2),
     # Depthwise: kernels of its own. Vectors lie along rows (contiguous) or over channels (channels_last).
     case("depthwise 3x3", (2, 20, 11, 13), (20, 1, 3, 3), padding=1, groups=20, small=True),
     case("depthwise stride 2", (2, 16, 12, 12), (16, 1, 3, 3), stride=2, padding=1, groups=16),

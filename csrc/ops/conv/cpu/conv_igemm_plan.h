@@ -80,10 +80,11 @@ inline bool rows_follow(const Dense& d, const Cut& cut) {
          (d.n == 1 || d.src_n == w.out * w.source_stride);
 }
 
-// Few channels: a row of the window, all of its taps and channels, is one stretch of memory.
+// Few channels: a row of the window, all of its taps and channels, is one stretch of memory. Groups part it,
+// whatever the stride of a width of one says.
 inline bool window_rows_join(const Dense& d) {
   const Axis& w = d.axis[2];
-  return d.src_c == 1 && d.red_c <= kMostJoined && w.taps > 1 && w.taps * d.red_c <= kMaxDepth &&
+  return d.src_c == 1 && d.groups == 1 && d.red_c <= kMostJoined && w.taps > 1 && w.taps * d.red_c <= kMaxDepth &&
          w.offset_step == 1 && w.source_stride == d.red_c;
 }
 

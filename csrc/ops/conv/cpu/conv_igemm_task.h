@@ -73,7 +73,9 @@ TileBlock<C> block_tiles(const Task<C>& t, const Block& b, bool first) {
   tiles.runs = (b.tap1 - b.tap0) / taps;
   tiles.run = (b.c1 - b.c0) * taps;
   tiles.joined = imax(1, limit / tiles.run);
-  tiles.piece = piece_length(kForm == Form::indirect ? tiles.run : tiles.depth, limit);
+  // Of a run where rows are pointed at: the sum may be empty (no tap reaches an input between strides).
+  const bool pointed = kForm == Form::indirect || kForm == Form::paired;
+  tiles.piece = piece_length(pointed ? tiles.run : tiles.depth, limit);
   tiles.start = !first                 ? Start::add_to_c
                 : !t.d->bias           ? Start::zero
                 : t.plan->channel_rows ? Start::col_bias
