@@ -37,7 +37,7 @@ def draw(result: dict[str, Any], path: Path) -> Path:
     few = len(result["rows"]) <= MOST
     figure = new_figure(12.5, 2.2 + 0.27 * len(points))
     height = figure.get_figheight()
-    axes = figure.add_axes((0.52, 0.75 / height, 0.45, (height - 2.05) / height))
+    axes = figure.add_axes((0.47, 0.62 / height, 0.5, (height - 1.95) / height))
     for i, (_, low, ratio, high, verdict) in enumerate(points):
         axes.plot([low, high], [i, i], color=COLOURS[verdict], linewidth=5, alpha=0.35, solid_capstyle="round")
         axes.plot([ratio], [i], marker="o", color=COLOURS[verdict], markersize=6)
@@ -50,9 +50,8 @@ def draw(result: dict[str, Any], path: Path) -> Path:
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_yticks(range(len(points)), [p[0] for p in points])
     axes.set_ylim(len(points) - 0.4, -0.6)
-    axes.set_xlabel("torch's time / convnorm's", fontsize=9)
-    what = "dot: median, bar: middle half of the rounds" if few else "dot: geometric mean, bar: smallest to largest"
-    style(axes, f"torch slower to the right; {what}", grid="x")
+    axes.set_xlabel("torch's time / convnorm's: right of 1 convnorm is faster", fontsize=9)
+    style(axes, "median, middle half of the rounds" if few else "geometric mean, smallest to largest", grid="x")
     m = result["machine"]
     figure.text(0.02, 1 - 0.42 / height, f"convnorm bench: {_shortened(result['target'], 90)}", fontsize=15,
                 fontweight="bold", color=INK)  # fmt: skip

@@ -10,6 +10,7 @@ import importlib.util
 from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -18,10 +19,12 @@ from .. import nn as convnorm_nn
 from .._console import Out
 from ..analysis import summary
 from ..data import digits_split
+from . import lessons
 from .training import GradientGap, LayerTime, Options, Trainer, gradient_gap, layer_times
 
 __all__ = ["Options", "Result", "add_arguments", "main", "run"]
 
+LESSONS: dict[str, Any] = {"lenet": None, "shifts": lessons.shifts, "algorithms": lessons.algorithms}
 GOAL = 0.97  # accuracy with the default options
 CLOSE = 0.005  # largest difference of the two accuracies
 
@@ -40,6 +43,9 @@ class Result:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the demo, with the defaults of :class:`Options`."""
+    parser.add_argument("lesson", nargs="?", choices=LESSONS, default="lenet",
+                        help="lenet: train it; shifts: what moves with the input and what does not; algorithms: one "
+                        "convolution by every kernel (%(default)s)")  # fmt: skip
     parser.add_argument("--epochs", type=int, default=Options.epochs, help="passes over the training set (%(default)s)")
     parser.add_argument("--seed", type=int, default=Options.seed, help="start weights and order (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=Options.batch_size, help="images per step (%(default)s)")
@@ -48,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--channels-last", action="store_true", help="channels_last instead of NCHW")
     parser.add_argument("--threads", type=int, help="CPU threads (torch's default)")
     parser.add_argument("--limit", type=int, help="use only so many of the 5,000 images")
-    parser.add_argument("--out", default=Options.out, help="the picture (%(default)s)")
+    parser.add_argument("--out", help="the picture (demo_output/<lesson>.png)")
 
 
 def _train(options: Options, out: Out) -> tuple[Trainer, Trainer, dict[str, torch.Tensor]]:
@@ -135,8 +141,12 @@ def run(options: Options, out: Out | None = None) -> Result:
 
 def main(arguments: argparse.Namespace) -> int:
     """Run with parsed arguments; 1 when a full run misses its goals."""
-    options = Options(**{f.name: getattr(arguments, f.name) for f in fields(Options)})
-    out = Out()
+    arguments.out = arguments.out or f"demo_output/{arguments.lesson}.png"
+    options, out = Options(**{f.name: getattr(arguments, f.name) for f in fields(Options)}), Out()
+    if arguments.lesson != "lenet":
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        return LESSONS[arguments.lesson](out, options.out)
     result = run(options, out)
     a, b = result.torch.history[-1].accuracy, result.convnorm.history[-1].accuracy
     full = options.limit is None and options.epochs >= Options.epochs
