@@ -24,6 +24,9 @@ NETS = """
 import torch
 from torch import nn
 
+class Odd(nn.Conv2d):
+    pass
+
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
@@ -33,10 +36,11 @@ class Net(nn.Module):
         self.pool = nn.MaxPool2d(2, return_indices=True)
         self.back = nn.MaxUnpool2d(2)
         self.unused = nn.AvgPool2d(2)
+        self.odd = Odd(8, 8, 1)
         self.head = nn.Linear(8, 2)
 
     def forward(self, x):
-        x = self.norm(self.body(self.stem(x)))
+        x = self.norm(self.body(self.odd(self.stem(x))))
         pooled, indices = self.pool(x)
         return self.head(self.back(pooled, indices).mean((2, 3)))
 
@@ -63,7 +67,8 @@ def test_a_model_layer_by_layer(nets, capsys):
     command = ["bench", "my_nets:Net", "3", "8", "6", "--batch", "2", *SHORT]
     assert cli.main([*command, "--out", "out/net.json"]) == 0
     text = capsys.readouterr().out
-    assert "not raced, for they did not run: unused" in text
+    odd = "odd (a subclass of torch's Conv2d, which may compute something else)"
+    assert f"not raced: {odd}, unused (did not run)" in text
     assert all((nets / "out" / f"net.{suffix}").stat().st_size > 1000 for suffix in ("json", "png", "html"))
     assert (nets / "out/net.png").read_bytes().startswith(b"\x89PNG")
     result = json.loads((nets / "out/net.json").read_text())
@@ -165,11 +170,11 @@ def test_problem_lines(tmp_path):
 def test_the_model_is_left_as_it_was():
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)).train()
     state = {k: v.clone() for k, v in model.state_dict().items()}
-    found, idle = layers.layers_of(model, [torch.randn(2, 2, 6, 6)])
+    found, others = layers.layers_of(model, [torch.randn(2, 2, 6, 6)])
     for layer in found:
         for contest in layers.contests(layer, "channels_last", torch.float64):
             contest.ours(), contest.theirs()
-    assert not idle and model.training and not model[0]._forward_hooks
+    assert not others and model.training and not model[0]._forward_hooks
     assert type(model[0]) is nn.Conv2d and model[0].weight.is_contiguous()
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
@@ -178,6 +183,8 @@ def test_the_model_is_left_as_it_was():
 def test_a_converted_model_races_torch_too():
     model = convnorm.convert(nn.Sequential(nn.Conv2d(2, 3, 3)))
     found, _ = layers.layers_of(model, [torch.randn(1, 2, 6, 6)])
+    fused = nn.Sequential(convnorm.nn.BatchNormAct2d(2), model)
+    assert layers.layers_of(fused, [torch.randn(1, 2, 6, 6)])[1] == ["0 (torch has no BatchNormAct2d)"]
     contest = next(layers.contests(found[0], "contiguous", torch.float32))
     assert convnorm.explain(contest.theirs).calls == () and len(convnorm.explain(contest.ours).calls) == 1
 

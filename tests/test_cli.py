@@ -73,6 +73,15 @@ def test_summary_explains_what_does_not_run(capsys):
     assert "must have sizes of at least 1" in capsys.readouterr().err
 
 
+def test_an_interrupted_command_says_so(capsys, monkeypatch):
+    def interrupted(out):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run_check", interrupted)
+    assert cli.main(["check"]) == 130
+    assert capsys.readouterr().err == "convnorm check: interrupted\n"
+
+
 def test_unknown_options_are_refused():
     with pytest.raises(SystemExit):
         cli.main(["info", "--fast"])

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import functional as CF
-from .problem import WORKLOADS, Contest, Problem, random, read, size
+from .problem import WORKLOADS, Contest, Problem, gradient_for, random, read, size
 
 Operands = dict[str, Tensor]
 Room = Callable[[Problem, str, torch.dtype], Iterator[Contest]]
@@ -34,7 +34,7 @@ def backward_player(function: Callable[..., Tensor], operands: Operands, layout:
     """The gradients of all operands from a recorded forward, without the forward."""
     leaves = {k: v.detach().requires_grad_() for k, v in operands.items()}
     out = function(**leaves)
-    gradient = random(tuple(out.shape), torch.bfloat16, layout).to(out.dtype)
+    gradient = gradient_for(out, layout)
     return lambda: torch.autograd.grad(out, list(leaves.values()), gradient, retain_graph=True)
 
 

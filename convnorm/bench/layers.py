@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..analysis.layers import evaluating
 from ..convert import conversion_report, convert, pairs, revert
-from .problem import FORMATS, Contest, Problem, arranged, random, size
+from .problem import FORMATS, Contest, Problem, arranged, gradient_for, random, size
 
 _SETTINGS = ("kernel_size", "output_size", "num_groups", "normalized_shape", "stride", "padding", "output_padding",
              "dilation", "groups", "padding_mode", "ceil_mode", "count_include_pad", "divisor_override")  # fmt: skip
@@ -70,10 +70,24 @@ def _remembered(value: Any) -> Any:
     return value.to("meta") if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
+def _racers(model: nn.Module) -> tuple[dict[int, str], list[str]]:
+    """(names of the layers that both can compute, by id; the others of convnorm's kinds, each with the reason)."""
+    table = pairs()
+    names, others = {}, []
+    for entry in conversion_report(model).entries:
+        name = entry.name or "model"
+        if entry.target is not None or type(entry.module) in table.values():
+            names[id(entry.module)] = name
+        elif entry.status == "convnorm":
+            others.append(f"{name} (torch has no {entry.kind})")
+        elif isinstance(entry.module, tuple(table)):
+            others.append(f"{name} ({entry.reason})")
+    return names, others
+
+
 def layers_of(model: nn.Module, inputs: list[Tensor]) -> tuple[list[Layer], list[str]]:
-    """The layers that convnorm can compute, in the order they run; and the names of those that never ran."""
-    names = {id(e.module): e.name or "model" for e in conversion_report(model).entries
-             if e.target is not None or (e.status == "convnorm" and type(e.module) in pairs().values())}  # fmt: skip
+    """The layers that both can compute, in the order they run; and those that are not raced, each with the reason."""
+    names, others = _racers(model)
     found: dict[str, Layer] = {}
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
@@ -94,7 +108,7 @@ def layers_of(model: nn.Module, inputs: list[Tensor]) -> tuple[list[Layer], list
         for handle in handles:
             handle.remove()
     ran = {name for layer in found.values() for name in layer.names}
-    return list(found.values()), [name for name in names.values() if name not in ran]
+    return list(found.values()), [*others, *(f"{name} (did not run)" for name in names.values() if name not in ran)]
 
 
 def source(names: list[str]) -> str:
@@ -112,7 +126,7 @@ def _player(module: nn.Module, arguments: list[Any], mode: str, layout: str) -> 
     leaves = [a for a in (*given, *module.parameters()) if isinstance(a, Tensor) and a.is_floating_point()]
     out = module(*given)
     out = out[0] if isinstance(out, tuple) else out
-    gradient = random(tuple(out.shape), torch.bfloat16, layout).to(out.dtype)
+    gradient = gradient_for(out, layout)
     return lambda: torch.autograd.grad(out, leaves, gradient, retain_graph=True)
 
 

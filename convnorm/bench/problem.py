@@ -127,9 +127,18 @@ def arranged(t: Tensor, layout: str) -> Tensor:
     return t.contiguous(memory_format=FORMATS[t.dim()]) if layout == "channels_last" and t.dim() in FORMATS else t
 
 
-def random(shape: tuple[int, ...], dtype: torch.dtype, layout: str) -> Tensor:
-    """Normal numbers, the same every time."""
-    return arranged(torch.randn(shape, generator=torch.Generator().manual_seed(len(shape))).to(dtype), layout)
+def random(shape: tuple[int, ...], dtype: torch.dtype, layout: str, stream: int = 0) -> Tensor:
+    """Normal numbers, the same every time; another ``stream`` has others."""
+    generator = torch.Generator().manual_seed(len(shape) + 100 * stream)
+    return arranged(torch.randn(shape, generator=generator).to(dtype), layout)
+
+
+def gradient_for(out: Tensor, layout: str) -> Tensor:
+    """A gradient of an output: numbers that every dtype has.
+
+    Not those of the input: a norm's gradient by its input is zero where the gradient is a multiple of the input.
+    """
+    return random(tuple(out.shape), torch.bfloat16, layout, stream=1).to(out.dtype)
 
 
 def layouts(shape: tuple[int, ...], wanted: list[str]) -> list[str]:

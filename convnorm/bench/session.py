@@ -65,10 +65,10 @@ def file_entries(path: Path, settings: Settings) -> list[Entry]:
 
 
 def model_entries(model: nn.Module, inputs: list[torch.Tensor], settings: Settings) -> tuple[list[Entry], list[str]]:
-    """The layers of a model that convnorm can compute; and the names of those that did not run."""
-    layers, idle = layers_of(model, inputs)
+    """The layers of a model that convnorm can compute; and those that are not raced, each with the reason."""
+    layers, others = layers_of(model, inputs)
     return [_layer_entry(layer, layout, settings.backward) for layer in layers
-            for layout in layouts(layer.problem.shapes[0], settings.layouts)], idle  # fmt: skip
+            for layout in layouts(layer.problem.shapes[0], settings.layouts)], others  # fmt: skip
 
 
 def _line(row: dict[str, Any]) -> str:

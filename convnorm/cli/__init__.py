@@ -94,3 +94,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (CommandError, FileNotFoundError) as error:  # what the user can mend: no traceback
         print(f"convnorm {arguments.command}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"convnorm {arguments.command}: interrupted", file=sys.stderr)
+        return 130  # what shells expect of SIGINT

@@ -106,11 +106,11 @@ def _entries(o: argparse.Namespace, settings: Settings, out: Out) -> tuple[list[
                            f"{o.target} 3 224 224 --batch 4")  # fmt: skip
     parameter = next(model.parameters(), torch.empty(0))
     try:
-        found, idle = model_entries(model, [torch.randn(o.batch, *o.size).to(parameter.dtype)], settings)
+        found, others = model_entries(model, [torch.randn(o.batch, *o.size).to(parameter.dtype)], settings)
     except Exception as error:
         raise CommandError(f"{o.target} cannot run on an input of {text}: {first_line(error)}") from error
-    if idle:
-        out.print(f"not raced, for they did not run: {', '.join(idle)}", style="yellow")
+    if others:
+        out.print(f"not raced: {', '.join(others)}", style="yellow")
     return found, f"{o.target}, input {text}"
 
 
