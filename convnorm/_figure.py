@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 TORCH, OURS, INK, GRID, EVEN = "#e07b39", "#1f5f99", "#222222", "#e3e3e3", "#8a8a8a"
 TORCH_LIGHT, OURS_LIGHT = "#f3c7a5", "#9fc3e3"
+
+
+NO_PICTURE = "no picture: matplotlib is not installed (pip install matplotlib)"
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is there; where it is not, say NO_PICTURE."""
+    return importlib.util.find_spec("matplotlib") is not None
 
 
 def new_figure(width: float, height: float) -> Any:

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..convert import revert
 from .layers import evaluating, sizes_of
-from .receptive import Field
+from .receptive import Field, ntuple
 from .summary import summary
 
 
@@ -48,17 +48,13 @@ def receptive_field(model: nn.Module, input_size: Sequence[int], layer: str | No
     return rows[-1].field
 
 
-def _tuple(value: Any, n: int) -> tuple[int, ...]:
-    return (value,) * n if isinstance(value, int) else tuple(value)
-
-
 def _mean_pool(n: int) -> Callable[..., Tensor]:
     """The mean over the windows of a max pooling, so that gradients reach all of a window."""
 
     def pool(input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
              ceil_mode: bool = False, return_indices: bool = False) -> Any:
-        kernel, channels = _tuple(kernel_size, n), input.shape[1]
-        step = _tuple(stride or kernel_size, n)
+        kernel, channels = ntuple(kernel_size, n), input.shape[1]
+        step = ntuple(stride or kernel_size, n)
         if ceil_mode:  # more zeros at the high sides, for the windows that ceil_mode adds
             input = F.pad(input, [v for s in reversed(step) for v in (0, s - 1)])
         ones = input.new_full((channels, 1, *kernel), 1 / torch.Size(kernel).numel())

@@ -56,7 +56,8 @@ class Field:
         )
 
 
-def _ntuple(value: Any, n: int) -> tuple[int, ...]:
+def ntuple(value: Any, n: int) -> tuple[int, ...]:
+    """An int as n of them; a sequence as it is."""
     return (value,) * n if isinstance(value, int) else tuple(value)
 
 
@@ -64,8 +65,8 @@ def window(module: nn.Module, n: int) -> tuple[tuple[int, ...], tuple[int, ...]]
     """(dilated window, stride) of a convolution or pooling layer with n spatial dimensions, else None."""
     if not isinstance(module, _CONVS + _POOLS):
         return None
-    kernel, stride = _ntuple(module.kernel_size, n), _ntuple(module.stride, n)
-    dilation = _ntuple(getattr(module, "dilation", 1), n)
+    kernel, stride = ntuple(module.kernel_size, n), ntuple(module.stride, n)
+    dilation = ntuple(getattr(module, "dilation", 1), n)
     return tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)), stride
 
 
@@ -110,7 +111,7 @@ class FieldTracker(TorchDispatchMode):
         kernel, stride, dilation = _WINDOWS[func._schema.name](args)
         if transposed or len(kernel) != n:
             return None
-        stride, dilation = (_ntuple(v[0] if len(v) == 1 else v, n) for v in (stride or kernel, dilation))
+        stride, dilation = (ntuple(v[0] if len(v) == 1 else v, n) for v in (stride or kernel, dilation))
         return before.through(tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)), stride)
 
     @staticmethod

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from .._console import Out
+from .._figure import NO_PICTURE, can_draw
 from ..bench import tables
 from ..bench.contests import ROOMS
 from ..bench.machine import cpu_name, thread_counts
@@ -138,12 +138,12 @@ def _pages(result: dict[str, Any], path: Path, out: Out) -> None:
     """The picture and the page beside the JSON file."""
     from ..bench.page import page
 
-    if importlib.util.find_spec("matplotlib"):
+    if can_draw():
         from ..bench.picture import draw
 
         out.print(f"picture    {draw(result, path.with_suffix('.png'))}")
     else:
-        out.print("no picture: matplotlib is not installed (pip install matplotlib)")
+        out.print(NO_PICTURE)
     html = path.with_suffix(".html")
     html.write_text(page(result))
     out.print(f"page       {html}")

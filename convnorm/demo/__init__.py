@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import median
@@ -17,6 +16,7 @@ import torch
 from .. import _C, __version__
 from .. import nn as convnorm_nn
 from .._console import Out
+from .._figure import NO_PICTURE, can_draw
 from ..analysis import summary
 from ..data import digits_split
 from . import lessons
@@ -126,7 +126,7 @@ def run(options: Options, out: Out | None = None) -> Result:
     theirs, ours, exact = _train(options, out)
     times = layer_times([theirs, ours], rounds=5 if options.limit else 25)
     picture = None
-    if importlib.util.find_spec("matplotlib"):
+    if can_draw():
         from .picture import draw
 
         picture = draw(options.out, theirs, ours, times)
@@ -135,7 +135,7 @@ def run(options: Options, out: Out | None = None) -> Result:
     result = Result(theirs, ours, gradient_gap(*first), errors, times, picture)
     _report(result, out)
     if picture is None:
-        out.print("no picture: matplotlib is not installed (pip install matplotlib)")
+        out.print(NO_PICTURE)
     return result
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 from .. import functional as CF
 from .. import nn
 from .._console import Out
+from .._figure import NO_PICTURE, can_draw
 from ..analysis import compare_algorithms, equivariance, invariance, shifted
 from ..data import digits
 
@@ -44,10 +44,7 @@ POOLS: tuple[tuple[str, Callable[[Tensor], Tensor]], ...] = (
 
 
 def _pictured(path: str, draw: Any, out: Out) -> None:
-    if importlib.util.find_spec("matplotlib"):
-        out.print(f"picture: {draw(Path(path))}")
-    else:
-        out.print("no picture: matplotlib is not installed (pip install matplotlib)")
+    out.print(f"picture: {draw(Path(path))}" if can_draw() else NO_PICTURE)
 
 
 def shifts(out: Out, path: str, count: int = 200) -> int:
