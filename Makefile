@@ -25,7 +25,7 @@ CXX_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu'
 help:
 	@echo "make demo     train LeNet-5 on digits with torch's layers and with convnorm's, side by side"
 	@echo "make test     all tests"
-	@echo "make bench    benchmarks against torch (BENCH='options of benchmarks/run.py')"
+	@echo "make bench    benchmarks against torch (BENCH='options of convnorm bench')"
 	@echo "make lint     ruff, mypy, clang-format in checking mode"
 	@echo "make format   ruff and clang-format, in place"
 	@echo "make clean    remove .venv, build products and caches"
@@ -87,5 +87,5 @@ format: $(STATE)/requirements-dev
 	@$(BIN)clang-format -i $(CXX_FILES)
 
 clean:
-	rm -rf .venv build dist *.egg-info convnorm/_C*.so demo_output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist *.egg-info convnorm/_C*.so demo_output bench_output .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find convnorm tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

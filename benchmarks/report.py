@@ -9,33 +9,23 @@ import argparse
 import json
 import statistics
 import sys
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from convnorm.bench.figures import (  # noqa: E402
+    against_better_layout,
+    grouped,
+    limits,
+    losses,
+    mean_ratio,
+    verdict_counts,
+)
+
 BEGIN, END = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"
 Row = dict[str, Any]
-
-
-def grouped(rows: list[Row], *keys: str) -> dict[tuple, list[Row]]:
-    groups: dict[tuple, list[Row]] = defaultdict(list)
-    for row in rows:
-        groups[tuple(row[k] for k in keys)].append(row)
-    return groups
-
-
-def mean_ratio(rows: list[Row]) -> float:
-    return statistics.geometric_mean(r["ratio"] for r in rows)
-
-
-def against_better_layout(rows: list[Row]) -> float:
-    """Geometric mean of torch's time / ours where each may take the layout it is faster in."""
-    ratios = [
-        min(r["torch_us_min"] for r in same) / min(r["us_min"] for r in same)
-        for same in grouped(rows, "problem", "dtype").values()
-    ]
-    return statistics.geometric_mean(ratios)
 
 
 def table(head: list[str], body: list[list[str]]) -> list[str]:
@@ -61,17 +51,16 @@ def summary(rows: list[Row]) -> list[str]:
     body = []
     for (op, count), same in grouped(rows, "op", "threads").items():
         by_layout = {layout: mean_ratio(part) for (layout,), part in grouped(same, "layout").items()}
-        verdicts = [sum(r["verdict"] == v for r in same) for v in ("win", "even", "loss")]
         ceiling = statistics.median(r["ceiling_percent"] for r in same)
         cells = [f"x{by_layout[layout]:.2f}" if layout in by_layout else "" for layout in head[2:4]]
         better = f"x{against_better_layout(same):.2f}"
-        counts = " / ".join(map(str, verdicts))
+        counts = " / ".join(map(str, verdict_counts(same)))
         body.append([f"`{op}`", str(count), *cells, better, counts, f"{ceiling:.0f} %"])
     return table(head, body)
 
 
-def losses(rows: list[Row]) -> list[str]:
-    lost = sorted((r for r in rows if r["verdict"] == "loss"), key=lambda r: r["ratio"])
+def loss_table(rows: list[Row]) -> list[str]:
+    lost = losses(rows)
     if not lost:
         return ["convnorm loses no row of this set."]
     body = [
@@ -93,22 +82,18 @@ def losses(rows: list[Row]) -> list[str]:
 
 def report(result: dict[str, Any]) -> str:
     m, rows = result["machine"], [with_kind(r) for r in result["rows"]]
-    limits = "; ".join(
-        f"{count} thread(s): {c['GFLOP/s']:.0f} GFLOP/s of multiply-adds, {c['GB/s']:.0f} GB/s of copying"
-        for count, c in result["ceilings"].items()
-    )
     dtypes = ", ".join(sorted({r["dtype"] for r in rows}))
     lines = [
         f"{m['cpu']}, {m['cores']} cores, {m['isa']}; torch {m['torch']}; convnorm {m['convnorm']} at "
         f"{m['commit']}, {m['date']}; {dtypes}{'; short races (--quick)' if result['quick'] else ''}.",
-        f"Ceilings measured in the same run: {limits}.",
+        f"Ceilings measured in the same run: {limits(result)}.",
         "",
         "torch's time / convnorm's time, geometric mean over the set; above 1 convnorm is faster. A row is a "
         "win or a loss only where the spread of the race agrees; the last column is a median.",
         "",
         *summary(rows),
         "",
-        *losses(rows),
+        *loss_table(rows),
     ]
     return "\n".join(lines)
 

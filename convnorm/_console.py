@@ -36,6 +36,11 @@ class Out:
         """Columns of the terminal."""
         return self.console.width if self.console else shutil.get_terminal_size().columns
 
+    @property
+    def live(self) -> bool:
+        """Whether a person sees the progress bar: rich, on a terminal."""
+        return bool(self.console and self.console.is_terminal)
+
     def print(self, text: str = "", style: str | None = None) -> None:
         """One paragraph."""
         if self.console:
@@ -48,19 +53,22 @@ class Out:
         self.print()
         self.print(text, style="bold")
 
-    def table(self, headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> None:
-        """A table of text cells."""
+    def table(self, headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1,
+              styles: Sequence[str | None] | None = None, fold: int | None = None) -> None:
+        """A table of text cells; ``styles`` colour its rows, and only the column ``fold`` wraps when there is one."""
         if not self.console:
             print(plain_table(headings, rows, left))
             return
         from rich import box
+        from rich.markup import escape
         from rich.table import Table
 
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for i, heading in enumerate(headings):
-            table.add_column(heading, justify="left" if i < left else "right", overflow="fold")
-        for row in rows:
-            table.add_row(*row)
+            justify: Any = "left" if i < left else "right"
+            table.add_column(heading, justify=justify, overflow="fold", no_wrap=fold not in (None, i))
+        for row, style in zip(rows, styles or [None] * len(rows), strict=True):
+            table.add_row(*map(escape, row), style=style)
         self.console.print(table)
 
     @contextmanager

@@ -64,6 +64,24 @@ def test_summary_explains_what_it_cannot_load(capsys, model, message):
     assert message in capsys.readouterr().err
 
 
+def test_summary_explains_what_does_not_run(capsys):
+    assert cli.main(["summary", "convnorm.models:LeNet5", "3", "28", "28"]) == 2
+    text = capsys.readouterr().err
+    assert "convnorm summary: convnorm.models:LeNet5 cannot run on an input of 3 x 28 x 28: " in text
+    assert "--device cpu" in text and len(text.splitlines()) == 1
+    assert cli.main(["summary", "convnorm.models:LeNet5", "0", "28", "28"]) == 2
+    assert "must have sizes of at least 1" in capsys.readouterr().err
+
+
+def test_an_interrupted_command_says_so(capsys, monkeypatch):
+    def interrupted(out):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run_check", interrupted)
+    assert cli.main(["check"]) == 130
+    assert capsys.readouterr().err == "convnorm check: interrupted\n"
+
+
 def test_unknown_options_are_refused():
     with pytest.raises(SystemExit):
         cli.main(["info", "--fast"])

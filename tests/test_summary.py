@@ -131,6 +131,57 @@ def test_two_inputs_and_bad_sizes():
         summary(nn.ReLU(), (3, 0, 4))
 
 
+class Own(nn.Module):
+    """Parameters of its own, layers inside, and work that no layer does."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 3, 3, 3))
+        self.inner = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU())
+
+    def forward(self, x):
+        return self.inner(F.conv2d(x, self.weight, stride=2))
+
+
+def test_multiply_adds_and_fields_of_functional_calls():
+    table = summary(nn.Sequential(Own(), nn.BatchNorm2d(4)), (3, 17, 17))
+    rows = {row.name: row for row in table.rows}
+    assert list(rows) == ["input", "0.inner.0", "0.inner.1", "0", "1"], "a container with parameters has a row"
+    assert rows["0"].macs == 64 * 4 * 27 and rows["0.inner.0"].macs == 36 * 4 * 36
+    assert rows["0"].parameters == 4 * 27 and table.parameters == sum(row.parameters for row in table.rows)
+    assert rows["0.inner.0"].field.field == (7, 7) and rows["1"].field.jump == (2, 2)
+    assert rows["0"].previous == (7, 7)
+    outside = summary(Residual(), (3, 32, 32))
+    assert outside.outside == 0 and outside.macs == sum(row.macs for row in outside.rows)
+
+    class Between(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.act = nn.ReLU()
+
+        def forward(self, x):
+            return self.act(x) @ x
+
+    between = summary(Between(), (5, 5))
+    assert between.outside == between.macs == 125 and "125 of them outside of the rows" in between.totals()
+
+
+def test_attention_and_recurrence_count_as_one_layer():
+    rows = summary(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), (10, 16)).rows
+    attention = next(row for row in rows if row.kind == "MultiheadAttention")
+    assert attention.parameters == 4 * (16 * 16 + 16) and attention.field is None
+    assert attention.macs == 4 * 10 * 16 * 16 + 2 * 10 * 10 * 16
+    lstm = summary(nn.LSTM(8, 16, batch_first=True), (10, 8)).rows[1]
+    assert lstm.macs == 10 * 4 * 16 * (8 + 16) and lstm.output_size == (10, 16)
+
+
+def test_a_parametrized_layer_is_one_layer():
+    layer = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
+    row = summary(nn.Sequential(layer), (3, 8, 8)).rows[1]
+    assert row.kind == "ParametrizedConv2d" and row.macs == 36 * 4 * 27 and row.field.field == (3, 3)
+    assert row.parameters == 4 * 27 + 4 + 4
+
+
 def test_text_and_rich_tables():
     table = summary(LeNet5(), (1, 28, 28))
     lines = str(table).splitlines()

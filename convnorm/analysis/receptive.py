@@ -23,6 +23,22 @@ _RESIZING = (
     nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle,
     nn.Fold, nn.Unfold, nn.MaxUnpool1d, nn.MaxUnpool2d, nn.MaxUnpool3d,
 )  # fmt: skip
+_MIXING = (nn.RNNBase, nn.MultiheadAttention)  # a position sees others far away
+
+
+def _of_convolution(args: Any) -> tuple[Any, Any, Any]:
+    return args[1].shape[2:], args[3], args[5]
+
+
+def _of_pooling(args: Any) -> tuple[Any, Any, Any]:
+    return args[1], args[2] if len(args) > 2 else (), args[4] if len(args) > 4 else (1,)
+
+
+# Operations with a window: (kernel, stride, dilation) of their arguments.
+_WINDOWS = {"aten::convolution": _of_convolution, "convnorm::conv_forward": _of_convolution,
+            "aten::max_pool2d_with_indices": _of_pooling, "aten::max_pool3d_with_indices": _of_pooling,
+            "aten::avg_pool2d": lambda args: (*_of_pooling(args)[:2], (1,)),
+            "aten::avg_pool3d": lambda args: (*_of_pooling(args)[:2], (1,))}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,7 +56,8 @@ class Field:
         )
 
 
-def _ntuple(value: Any, n: int) -> tuple[int, ...]:
+def ntuple(value: Any, n: int) -> tuple[int, ...]:
+    """An int as n of them; a sequence as it is."""
     return (value,) * n if isinstance(value, int) else tuple(value)
 
 
@@ -48,8 +65,8 @@ def window(module: nn.Module, n: int) -> tuple[tuple[int, ...], tuple[int, ...]]
     """(dilated window, stride) of a convolution or pooling layer with n spatial dimensions, else None."""
     if not isinstance(module, _CONVS + _POOLS):
         return None
-    kernel, stride = _ntuple(module.kernel_size, n), _ntuple(module.stride, n)
-    dilation = _ntuple(getattr(module, "dilation", 1), n)
+    kernel, stride = ntuple(module.kernel_size, n), ntuple(module.stride, n)
+    dilation = ntuple(getattr(module, "dilation", 1), n)
     return tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)), stride
 
 
@@ -79,10 +96,23 @@ class FieldTracker(TorchDispatchMode):
         sources = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and id(t) in self.known]
         if sources:
             field = self._widest([self.known[id(t)] for t in sources])
+            if field is not None and func._schema.name in _WINDOWS:
+                field = self._windowed(func, field, args)
             for t in tree_leaves(out):
                 if isinstance(t, Tensor):
                     self.put(t, field)
         return out
+
+    @staticmethod
+    def _windowed(func: Any, before: Field, args: tuple[Any, ...]) -> Field | None:
+        """Through a convolution or pooling that no layer stands for; None where it has other dimensions."""
+        n = len(before.field)
+        transposed = func._schema.name == "aten::convolution" and args[6]
+        kernel, stride, dilation = _WINDOWS[func._schema.name](args)
+        if transposed or len(kernel) != n:
+            return None
+        stride, dilation = (ntuple(v[0] if len(v) == 1 else v, n) for v in (stride or kernel, dilation))
+        return before.through(tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)), stride)
 
     @staticmethod
     def _widest(fields: list[Field | None]) -> Field | None:
@@ -95,8 +125,7 @@ class FieldTracker(TorchDispatchMode):
 
     def layer(self, module: nn.Module, input: Tensor, output: Tensor) -> tuple[Field | None, tuple[int, ...] | None]:
         """(field of the output in the input, field in the previous layer), which is also recorded."""
-        before = self.get(input)
-        after, previous = self._rule(module, before, input, output)
+        after, previous = self._rule(module, self.get(input), input, output)
         self.put(output, after)
         return after, previous
 
@@ -111,6 +140,10 @@ class FieldTracker(TorchDispatchMode):
         if whole_map or (isinstance(module, nn.Linear) and input.dim() == 2):
             previous = tuple(input.shape[2:]) if whole_map else ()
             return Field(self.size, self.size), previous
-        if isinstance(module, _ADAPTIVE + _RESIZING):
+        if isinstance(module, _ADAPTIVE + _RESIZING + _MIXING):
             return None, None
-        return before, (1,) * n
+        after = self.get(output)  # what the operations inside did
+        if after is None or len(after.field) != n:
+            return None, None
+        steps = zip(after.field, before.field, before.jump, strict=True)
+        return after, tuple((a - b) // j + 1 for a, b, j in steps)

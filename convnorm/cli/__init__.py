@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +12,9 @@ import torch
 
 from .. import _C, __version__, demo
 from .._console import Out
+from .bench import add_arguments, run_bench
 from .check import run as run_check
-
-
-class CommandError(Exception):
-    """A command cannot do what was asked; its text is the whole message."""
+from .errors import CommandError, first_line, load_model
 
 
 def _info(arguments: argparse.Namespace) -> int:
@@ -47,27 +43,16 @@ def _demo(arguments: argparse.Namespace) -> int:
     return demo.main(arguments)
 
 
-def _load(where: str) -> torch.nn.Module:
-    """A module from 'package.module:name', where name is a module or makes one when called without arguments."""
-    module, _, name = where.partition(":")
-    if not name:
-        raise CommandError(f"{where!r} must be MODULE:NAME, such as convnorm.models:LeNet5")
-    sys.path.insert(0, os.getcwd())
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise CommandError(str(error)) from error
-    model = found if isinstance(found, torch.nn.Module) else found()
-    if not isinstance(model, torch.nn.Module):
-        raise CommandError(f"{where} gave a {type(model).__name__}, must be a torch.nn.Module")
-    return model
-
-
 def _summary(arguments: argparse.Namespace) -> int:
     from ..analysis import summary
 
-    out = Out()
-    table = summary(_load(arguments.model), arguments.input_size, device=arguments.device)
+    out, model, size = Out(), load_model(arguments.model), arguments.input_size
+    try:
+        table = summary(model, size, device=arguments.device)
+    except Exception as error:
+        hint = "" if arguments.device != "meta" else "; a model whose forward looks at values needs --device cpu"
+        raise CommandError(f"{arguments.model} cannot run on an input of {' x '.join(map(str, size))}: "
+                           f"{first_line(error)}{hint}") from error  # fmt: skip
     if out.console:
         out.console.print(table.rich(narrow=out.width < 112))
     else:
@@ -76,10 +61,7 @@ def _summary(arguments: argparse.Namespace) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    script = Path(__file__).resolve().parents[2] / "benchmarks" / "run.py"
-    if not script.is_file():
-        raise CommandError("benchmarks/run.py is not part of an installation; run this in a clone of convnorm")
-    return subprocess.call([sys.executable, str(script), *arguments.rest], cwd=script.parents[1])
+    return run_bench(arguments, Path("bench_output"))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -98,19 +80,20 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("input_size", type=int, nargs="+", help="one sample, such as 3 224 224")
     table.add_argument("--device", default="meta", help="cpu for models whose forward looks at values (%(default)s)")
     table.set_defaults(run=_summary)
-    bench = commands.add_parser("bench", help="benchmarks/run.py, in a clone", add_help=False)
+    bench = commands.add_parser("bench", help="race convnorm against torch on your layers or your model")
+    add_arguments(bench)
     bench.set_defaults(run=_bench)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    arguments, rest = _parser().parse_known_args(argv)
-    if rest and arguments.command != "bench":
-        _parser().error(f"unrecognized arguments: {' '.join(rest)}")
-    arguments.rest = rest
+    arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments)
     except (CommandError, FileNotFoundError) as error:  # what the user can mend: no traceback
         print(f"convnorm {arguments.command}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"convnorm {arguments.command}: interrupted", file=sys.stderr)
+        return 130  # what shells expect of SIGINT

@@ -96,19 +96,21 @@ def run(out: Out) -> int:
     out.print(f"convnorm against torch {torch.__version__} in float64, {_C.active_isa()}, "
               f"{torch.get_num_threads()} threads: outputs and gradients")
     rows, failures = [], []
-    for case in CASES:
-        cells = []
-        for dtype in DTYPES:
-            label = f"{case.function} {case.text}, {dtype}"
-            try:
-                mine, other, wrong = _compare(case, dtype)
-                cells.append(f"{mine:.0e} / {other:.0e}" + (" WRONG" if wrong else ""))
-            except (RuntimeError, NotImplementedError) as error:
-                cells.append("failed")
-                wrong = str(error)
-            if wrong:
-                failures.append(f"{label}: {wrong}")
-        rows.append((f"{case.function} {case.text}", *cells))
+    with out.progress(len(CASES) * len(DTYPES)) as step:
+        for case in CASES:
+            cells = []
+            for dtype in DTYPES:
+                label = f"{case.function} {case.text}, {dtype}"
+                step(label)
+                try:
+                    mine, other, wrong = _compare(case, dtype)
+                    cells.append(f"{mine:.0e} / {other:.0e}" + (" WRONG" if wrong else ""))
+                except (RuntimeError, NotImplementedError) as error:
+                    cells.append("failed")
+                    wrong = str(error)
+                if wrong:
+                    failures.append(f"{label}: {wrong}")
+            rows.append((f"{case.function} {case.text}", *cells))
     out.table(("largest error, convnorm / torch", *(str(d).removeprefix("torch.") for d in DTYPES)), rows)
     for failure in failures:
         out.print(failure)

@@ -6,22 +6,25 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
 from .. import _C, __version__
 from .. import nn as convnorm_nn
 from .._console import Out
+from .._figure import NO_PICTURE, can_draw
 from ..analysis import summary
 from ..data import digits_split
+from . import lessons
 from .training import GradientGap, LayerTime, Options, Trainer, gradient_gap, layer_times
 
 __all__ = ["Options", "Result", "add_arguments", "main", "run"]
 
+LESSONS: dict[str, Any] = {"lenet": None, "shifts": lessons.shifts, "algorithms": lessons.algorithms}
 GOAL = 0.97  # accuracy with the default options
 CLOSE = 0.005  # largest difference of the two accuracies
 
@@ -40,6 +43,9 @@ class Result:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the demo, with the defaults of :class:`Options`."""
+    parser.add_argument("lesson", nargs="?", choices=LESSONS, default="lenet",
+                        help="lenet: train it; shifts: what moves with the input and what does not; algorithms: one "
+                        "convolution by every kernel (%(default)s)")  # fmt: skip
     parser.add_argument("--epochs", type=int, default=Options.epochs, help="passes over the training set (%(default)s)")
     parser.add_argument("--seed", type=int, default=Options.seed, help="start weights and order (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=Options.batch_size, help="images per step (%(default)s)")
@@ -48,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--channels-last", action="store_true", help="channels_last instead of NCHW")
     parser.add_argument("--threads", type=int, help="CPU threads (torch's default)")
     parser.add_argument("--limit", type=int, help="use only so many of the 5,000 images")
-    parser.add_argument("--out", default=Options.out, help="the picture (%(default)s)")
+    parser.add_argument("--out", help="the picture (demo_output/<lesson>.png)")
 
 
 def _train(options: Options, out: Out) -> tuple[Trainer, Trainer, dict[str, torch.Tensor]]:
@@ -120,7 +126,7 @@ def run(options: Options, out: Out | None = None) -> Result:
     theirs, ours, exact = _train(options, out)
     times = layer_times([theirs, ours], rounds=5 if options.limit else 25)
     picture = None
-    if importlib.util.find_spec("matplotlib"):
+    if can_draw():
         from .picture import draw
 
         picture = draw(options.out, theirs, ours, times)
@@ -129,14 +135,18 @@ def run(options: Options, out: Out | None = None) -> Result:
     result = Result(theirs, ours, gradient_gap(*first), errors, times, picture)
     _report(result, out)
     if picture is None:
-        out.print("no picture: matplotlib is not installed (pip install matplotlib)")
+        out.print(NO_PICTURE)
     return result
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Run with parsed arguments; 1 when a full run misses its goals."""
-    options = Options(**{f.name: getattr(arguments, f.name) for f in fields(Options)})
-    out = Out()
+    arguments.out = arguments.out or f"demo_output/{arguments.lesson}.png"
+    options, out = Options(**{f.name: getattr(arguments, f.name) for f in fields(Options)}), Out()
+    if arguments.lesson != "lenet":
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        return LESSONS[arguments.lesson](out, options.out)
     result = run(options, out)
     a, b = result.torch.history[-1].accuracy, result.convnorm.history[-1].accuracy
     full = options.limit is None and options.epochs >= Options.epochs

@@ -8,18 +8,8 @@ from typing import Any
 import torch
 
 from .. import _C, __version__
+from .._figure import INK, OURS, OURS_LIGHT, TORCH, TORCH_LIGHT, new_figure, save, show_map, style
 from .training import LayerTime, Trainer
-
-TORCH, OURS, INK, GRID = "#e07b39", "#1f5f99", "#222222", "#e3e3e3"
-TORCH_LIGHT, OURS_LIGHT = "#f3c7a5", "#9fc3e3"
-
-
-def _style(axes: Any, title: str) -> None:
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=INK, labelsize=9)
 
 
 def _curves(axes: Any, a: Trainer, b: Trainer, what: str) -> None:
@@ -35,12 +25,12 @@ def _curves(axes: Any, a: Trainer, b: Trainer, what: str) -> None:
     axes.legend(frameon=False, fontsize=9, loc="upper right" if what == "loss" else "lower right")
     if what == "loss":
         axes.set_yscale("log")
-        _style(axes, "Training loss")
+        style(axes, "Training loss")
     else:
         for trainer in (a, b):
             trainer_final = f"{trainer.name}, at the end {100 * trainer.history[-1].accuracy:.1f} %"
             axes.get_legend().get_texts()[trainer is b].set_text(trainer_final)
-        _style(axes, "Test accuracy in %")
+        style(axes, "Test accuracy in %")
 
 
 def _filters(figure: Any, cell: Any, trainer: Trainer) -> None:
@@ -51,11 +41,7 @@ def _filters(figure: Any, cell: Any, trainer: Trainer) -> None:
     frame.set_title("The 20 learned 5 x 5 filters of conv1", loc="left", fontsize=11, fontweight="bold", color=INK)
     grid = cell.subgridspec(4, 5, wspace=0.1, hspace=0.1)
     for i, weight in enumerate(weights[:, 0]):
-        axes = figure.add_subplot(grid[i // 5, i % 5])
-        axes.imshow(weight.tolist(), aspect="auto", cmap="RdBu_r", vmin=-bound, vmax=bound)
-        axes.set_xticks([])
-        axes.set_yticks([])
-        axes.spines[:].set_color("#bbbbbb")
+        show_map(figure.add_subplot(grid[i // 5, i % 5]), weight, bound)
 
 
 def _bars(axes: Any, times: list[list[LayerTime]]) -> None:
@@ -75,16 +61,12 @@ def _bars(axes: Any, times: list[list[LayerTime]]) -> None:
     axes.set_ylabel("milliseconds per batch", fontsize=9)
     axes.set_ylim(0, 1.1 * top)
     axes.legend(frameon=False, fontsize=9, ncols=2, loc="upper right")
-    _style(axes, "Time per layer in training; the figure over a pair is torch's time / convnorm's")
+    style(axes, "Time per layer in training; the figure over a pair is torch's time / convnorm's")
 
 
 def draw(path: str | Path, a: Trainer, b: Trainer, times: list[list[LayerTime]]) -> Path:
     """Write the PNG (needs matplotlib) and return where it is."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12.5, 9), dpi=110, facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = new_figure(12.5, 9)
     grid = figure.add_gridspec(2, 3, height_ratios=(1, 1.05), left=0.06, right=0.98, top=0.88, bottom=0.06,
                                hspace=0.28, wspace=0.26)  # fmt: skip
     _curves(figure.add_subplot(grid[0, 0]), a, b, "loss")
@@ -100,7 +82,4 @@ def draw(path: str | Path, a: Trainer, b: Trainer, times: list[list[LayerTime]])
     speed = f"{b.images_per_second:,.0f} images/s with convnorm, {a.images_per_second:,.0f} with torch"
     figure.text(0.06, 0.922, f"{count:,} MNIST digits, batch {o.batch_size}, seed {o.seed}, {layout}, "
                 f"CPU threads: {torch.get_num_threads()}, {_C.active_isa()}; training: {speed}", fontsize=10, color=INK)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    return path
+    return save(figure, path)

@@ -1,0 +1,77 @@
+"""Figures over the rows of a result: what README's table and the HTML page both say."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from typing import Any
+
+Row = dict[str, Any]
+VERDICTS = ("win", "even", "loss")
+
+
+def grouped(rows: list[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]]:
+    """Rows by the values of these keys, in the order they come."""
+    groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[tuple(row[k] for k in keys)].append(row)
+    return groups
+
+
+def mean_ratio(rows: list[Row]) -> float:
+    """Geometric mean of torch's time / ours."""
+    return statistics.geometric_mean(r["ratio"] for r in rows)
+
+
+def against_better_layout(rows: list[Row]) -> float:
+    """Geometric mean of torch's time / ours where each may take the layout it is faster in."""
+    ratios = [
+        min(r["torch_us_min"] for r in same) / min(r["us_min"] for r in same)
+        for same in grouped(rows, "problem", "dtype").values()
+    ]
+    return statistics.geometric_mean(ratios)
+
+
+def verdict_counts(rows: list[Row]) -> list[int]:
+    """How many rows are won, even, lost."""
+    return [sum(r["verdict"] == v for r in rows) for v in VERDICTS]
+
+
+def losses(rows: list[Row]) -> list[Row]:
+    """The rows that convnorm loses, the worst first."""
+    return sorted((r for r in rows if r["verdict"] == "loss"), key=lambda r: r["ratio"])
+
+
+def groups_of(rows: list[Row]) -> list[Row]:
+    """Per op, layout and number of threads: rows, mean ratio, verdicts, and both players' time for all layers."""
+    return [
+        {
+            "op": op,
+            "layout": layout,
+            "threads": threads,
+            "rows": len(same),
+            "ratio": mean_ratio(same),
+            "verdicts": " / ".join(map(str, verdict_counts(same))),
+            "us": sum(r["us"] * r.get("count", 1) for r in same),
+            "torch_us": sum(r["torch_us"] * r.get("count", 1) for r in same),
+        }
+        for (op, layout, threads), same in grouped(rows, "op", "layout", "threads").items()
+    ]
+
+
+def duration(us: float) -> str:
+    """Microseconds with three digits and a unit: ``12.3 us``, ``4.56 ms``."""
+    for unit, scale in (("us", 1.0), ("ms", 1e3), ("s", 1e6)):
+        if us < 999.5 * scale or unit == "s":
+            value = us / scale
+            digits = 0 if value >= 99.95 else 1 if value >= 9.995 else 2
+            return f"{value:.{digits}f} {unit}"
+    raise AssertionError("unreachable")
+
+
+def limits(result: dict[str, Any]) -> str:
+    """One line: the ceilings of every number of threads."""
+    return "; ".join(
+        f"{count} thread(s): {c['GFLOP/s']:.0f} GFLOP/s of multiply-adds, {c['GB/s']:.0f} GB/s of copying"
+        for count, c in result["ceilings"].items()
+    )

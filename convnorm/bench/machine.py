@@ -1,0 +1,73 @@
+"""What a measurement is worth nothing without: the machine, the versions, the commit, the ceilings."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import _C, backends
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+def cpu_name() -> str:
+    """The processor, as it calls itself."""
+    try:
+        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+    except OSError:
+        found = None
+    return found.group(1).strip() if found else platform.processor() or platform.machine()
+
+
+def commit() -> str:
+    """The commit of the clone that convnorm runs from; ``installed`` without a clone, ``unknown`` without git."""
+    if not (_ROOT / "csrc").is_dir():  # an installation may lie in somebody else's repository
+        return "installed"
+
+    def git(*words: str) -> str:
+        try:
+            done = subprocess.run(["git", *words], cwd=_ROOT, capture_output=True, text=True)
+        except FileNotFoundError:
+            return ""
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if changed else "")
+
+
+def machine() -> dict[str, Any]:
+    """Processor, versions, commit and date."""
+    build = _C.build_info()
+    return {
+        "cpu": cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "isa": backends.isa(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "convnorm": build["version"],
+        "compiler": build["compiler"],
+        "commit": commit(),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+    }
+
+
+def ceilings(threads: int) -> dict[str, float]:
+    """What so many threads can do at most, measured now: GFLOP/s of multiply-adds and GB/s of copying."""
+    return {"GFLOP/s": _C.fma_gflops(threads), "GB/s": _C.copy_gbps(threads)}
+
+
+def thread_counts(text: str) -> list[int]:
+    """``"1,all"`` as numbers; ValueError for what is neither a number of at least 1 nor ``all``."""
+    every = torch.get_num_threads()
+    counts = {every if word == "all" else int(word) for word in text.split(",")}
+    if min(counts) < 1:
+        raise ValueError(text)
+    return sorted(counts)
