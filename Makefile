@@ -62,7 +62,7 @@ $(STATE)/build: $(NATIVE) $(STATE)/requirements
 
 $(STATE)/requirements-dev: requirements-dev.txt $(STATE)/requirements
 ifeq ($(strip $(VENV)),)
-	@$(INSTALL) pytest pytest-xdist hypothesis numpy scipy ruff mypy clang-format
+	@$(INSTALL) pytest pytest-xdist hypothesis numpy scipy onnx onnxscript onnxruntime ruff mypy clang-format
 else
 	@$(INSTALL) -r requirements-dev.txt
 endif

@@ -11,7 +11,7 @@ from . import _C
 
 __version__ = _C.build_info()["version"]
 
-from . import analysis, backends, data, flops, functional, models, nn
+from . import analysis, backends, data, flops, functional, models, nn, onnx
 from .convert import conversion_report, convert, revert
 from .explain import explain
 
@@ -27,5 +27,6 @@ __all__ = [
     "functional",
     "models",
     "nn",
+    "onnx",
     "revert",
 ]

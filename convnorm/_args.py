@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import guard_or_false
 
 
 def ntuple(op: str, name: str, value: int | Sequence[int], n: int) -> list[int]:
@@ -31,6 +33,14 @@ def add_batch(op: str, input: Tensor, n: int) -> tuple[Tensor, bool]:
     )
 
 
+def known_true(condition: bool | torch.SymBool | Tensor) -> bool:
+    """Whether a condition on sizes holds; False, without a guard, where sizes are dynamic and it is open.
+
+    torch.jit.trace makes tensors of sizes, and so of conditions on them.
+    """
+    return bool(condition) if isinstance(condition, Tensor) else guard_or_false(condition)
+
+
 def require_float(op: str, name: str, t: Tensor) -> None:
     if not t.dtype.is_floating_point:
         raise NotImplementedError(
@@ -49,7 +59,13 @@ def autocast_lower(device: torch.device, *tensors: Tensor | None) -> tuple[Tenso
     )
 
 
-def autocast_float32(input: Tensor) -> Tensor:
-    """torch's autocast rule on the CPU for 3d average and adaptive pooling and un-pooling: 16 bits become float32."""
-    half = input.dtype in (torch.bfloat16, torch.float16)
-    return input.float() if half and input.device.type == "cpu" and torch.is_autocast_enabled("cpu") else input
+def autocast_float32(kind: str, *tensors: Tensor | None) -> tuple[Any, ...]:
+    """torch's autocast rule for the ops of its float32 list on a kind of device: 16 bits become float32.
+
+    On the CPU un-pooling and 3d max, average and adaptive pooling are in that list, on CUDA layer and group norm.
+    """
+    first = tensors[0]
+    assert first is not None
+    if first.device.type != kind or not torch.is_autocast_enabled(kind):
+        return tensors
+    return tuple(t if t is None or t.dtype not in (torch.bfloat16, torch.float16) else t.float() for t in tensors)

@@ -187,17 +187,6 @@ def test_unpool_modules(n):
                 assert_same(ours(pooled[0], indices[0], size), theirs(pooled[0], indices[0], size))
 
 
-@pytest.mark.parametrize("n", [1, 2, 3])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_autocast_keeps_the_dtype_that_torch_keeps(n, dtype):
-    x = torch.randn(1, 2, *(6,) * n, dtype=dtype)
-    indices = torch.zeros(x.shape, dtype=torch.int64)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert pools("adaptive_max_pool", n)[0](x, 2).dtype == pools("adaptive_max_pool", n)[1](x, 2).dtype
-        ours, theirs = pools("max_unpool", n)
-        assert ours(x, indices, 2).dtype == theirs(x, indices, 2).dtype
-
-
 # --- errors -------------------------------------------------------------------------------------------------
 
 ADAPTIVE_ERRORS = [  # dimensions, shape, output_size, the text after "adaptive_max_pool<n>d: "

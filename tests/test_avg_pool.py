@@ -244,15 +244,6 @@ def test_none_keeps_the_inputs_size():
     assert CF.adaptive_avg_pool2d(x[0], (None, 2)).shape == (3, 6, 7, 2)
 
 
-@pytest.mark.parametrize("n", [1, 2, 3])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_autocast_keeps_the_dtype_that_torch_keeps(n, dtype):
-    x = torch.randn(1, 2, *(6,) * n, dtype=dtype)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert pools("avg_pool", n)[0](x, 2).dtype == pools("avg_pool", n)[1](x, 2).dtype
-        assert pools("adaptive_avg_pool", n)[0](x, 2).dtype == pools("adaptive_avg_pool", n)[1](x, 2).dtype
-
-
 def test_nothing_is_kept_for_the_backward():
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):

@@ -290,13 +290,6 @@ def test_functional_twins(n):
         assert_same(a, b)
 
 
-def test_autocast_keeps_the_dtype_that_torch_keeps():
-    for dtype in (torch.float32, torch.bfloat16):
-        x = torch.randn(1, 2, 6, 6, dtype=dtype)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert CF.max_pool2d(x, 2).dtype == F.max_pool2d(x, 2).dtype
-
-
 # --- errors -------------------------------------------------------------------------------------------------
 
 ERRORS = [  # reason, shape, arguments, the text after "max_pool2d: "

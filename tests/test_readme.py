@@ -1,22 +1,32 @@
-"""What the README shows runs."""
+"""What README and docs show runs."""
 
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
-def test_the_examples_run():
-    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
-    assert blocks
+@every_page
+def test_the_examples_run(page, tmp_path, monkeypatch):
+    """All of a page in one namespace, in order; files that they write go to a folder of their own."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
+    assert blocks or page.name != "README.md"
+    namespace = {"__name__": page.stem}
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+        exec(compile(block, page.name, "exec"), namespace)
 
 
-def test_pictures_and_pages_exist():
-    links = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", README)
-    missing = [link for link in links if "://" not in link and not (ROOT / link).exists()]
+@every_page
+def test_pictures_and_pages_exist(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+    links = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text)
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert not missing
 
 

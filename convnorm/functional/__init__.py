@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from ..ops._function import share_names
 from .adaptive_pooling import (
     adaptive_avg_pool1d,
     adaptive_avg_pool2d,
@@ -71,3 +72,5 @@ __all__ = [
 # FX graphs keep each functional as one node. The modules call them as attributes of this package.
 for _name in __all__:
     torch.fx.wrap(_name)
+
+share_names()

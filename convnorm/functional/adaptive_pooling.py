@@ -33,7 +33,7 @@ def _prepare(op: str, n: int, input: Tensor, output_size: _Size) -> tuple[Tensor
     """(n, c, spatial...), the output size, and whether the batch dimension was missing."""
     require_float(op, "input", input)
     sizes = _output_size(op, n, output_size, input)
-    x, unbatched = add_batch(op, autocast_float32(input) if n == 3 else input, n)
+    x, unbatched = add_batch(op, autocast_float32("cpu", input)[0] if n == 3 else input, n)
     return x, sizes, unbatched
 
 

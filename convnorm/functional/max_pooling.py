@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._args import add_batch, ntuple, require_float
+from .._args import add_batch, autocast_float32, ntuple, require_float
 from ..ops._function import derivative_wanted
 from ..ops.max_pool import INDICES, NOTHING, OFFSETS, MaxPool
 
@@ -22,6 +22,8 @@ def _max_pool(n: int, input: Tensor, kernel_size: _Size, stride: _Size | None, p
     given = stride is not None and (isinstance(stride, (int, torch.SymInt)) or len(stride) > 0)
     strides = ntuple(op, "stride", stride, n) if given else kernel  # type: ignore[arg-type]
     pads, dilations = ntuple(op, "padding", padding, n), ntuple(op, "dilation", dilation, n)
+    if n == 3 and not return_indices:
+        (input,) = autocast_float32("cpu", input)
     x, unbatched = add_batch(op, input, n)
     record = INDICES if return_indices else OFFSETS if derivative_wanted(input) else NOTHING
     call = MaxPool.call if record else MaxPool.forward

@@ -6,9 +6,8 @@ import math
 from collections.abc import Sequence
 
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import guard_or_false
 
-from .._args import require_float
+from .._args import autocast_float32, known_true, require_float
 from ..ops.batch_norm import BatchNormEval
 from ..ops.group_norm import GroupNorm, update_running
 from ..ops.layer_norm import LayerNorm
@@ -42,6 +41,7 @@ def layer_norm(
         >>> y = convnorm.functional.layer_norm(torch.randn(8, 16, 96), (96,))
     """
     require_float("layer_norm", "input", input)
+    input, weight, bias = autocast_float32("cuda", input, weight, bias)
     return LayerNorm.call(input, list(normalized_shape), weight, bias, eps)[0]
 
 
@@ -70,9 +70,10 @@ def group_norm(
         >>> y = convnorm.functional.group_norm(torch.randn(8, 32, 14, 14), 4)
     """
     require_float("group_norm", "input", input)
+    input, weight, bias = autocast_float32("cuda", input, weight, bias)
     if input.dim() >= 2 and num_groups > 0 and input.shape[1] % num_groups == 0:
         size = [input.shape[0] * input.shape[1] // num_groups, num_groups, *input.shape[2:]]
-        if guard_or_false(size[0] * math.prod(size[2:]) == 1):
+        if known_true(size[0] * math.prod(size[2:]) == 1):
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {size}")
     return GroupNorm.call(input, num_groups, weight, bias, eps)[0]
 
@@ -115,7 +116,7 @@ def instance_norm(
             raise RuntimeError("Expected running_mean and running_var to be defined when use_input_stats is false")
         return BatchNormEval.call(input, weight, bias, None, running_mean, running_var, eps, False)
     count = math.prod(input.shape[2:])
-    if guard_or_false(count == 1):
+    if known_true(count == 1):
         raise ValueError(f"Expected more than 1 spatial element when training, got input size {input.size()}")
     if (running_mean is None) != (running_var is None):
         raise ValueError("running_mean and running_var must either both be None or neither be None")

@@ -41,7 +41,7 @@ def _max_unpool(n: int, input: Tensor, indices: Tensor, kernel_size: _Size, stri
     kernel = ntuple(op, "kernel_size", kernel_size, n)
     strides = kernel if stride is None else ntuple(op, "stride", stride, n)
     pads = ntuple(op, "padding", padding, n)
-    x, unbatched = add_batch(op, autocast_float32(input), n)
+    x, unbatched = add_batch(op, autocast_float32("cpu", input)[0], n)
     sizes = _unpooled_size(op, x.shape[2:], kernel, strides, pads, output_size)
     if n == 3 and any(s <= 0 for s in strides):
         raise RuntimeError(f"{op}: strides should be greater than zero, but got stride {tuple(strides)}")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import functional as CF
+
+torch.fx.wrap("_conv_transpose")  # one node that holds the module: output_size takes numbers, not proxies
 
 
 class Conv1d(nn.Conv1d):
@@ -38,18 +41,25 @@ class Conv3d(nn.Conv3d):
         return CF.conv3d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
 
+def _conv_transpose(
+    self: nn.modules.conv._ConvTransposeNd, input: Tensor, output_size: list[int] | None = None
+) -> Tensor:
+    """torch's rule for output_size, then our functional."""
+    n = len(self.kernel_size)
+    if self.padding_mode != "zeros":
+        raise ValueError(f"Only `zeros` padding mode is supported for ConvTranspose{n}d")
+    stride, padding, dilation = self.stride, self.padding, self.dilation
+    assert not isinstance(padding, str)  # torch's constructor takes numbers only
+    extra = self._output_padding(input, output_size, stride, padding, self.kernel_size, n, dilation)  # type: ignore[arg-type]
+    functional = getattr(CF, f"conv_transpose{n}d")
+    return functional(input, self.weight, self.bias, stride, padding, extra, self.groups, dilation)
+
+
 class _Transposed(nn.modules.conv._ConvTransposeNd):
-    """What the three transposed modules share: torch's rule for output_size, then our functional."""
+    """What the three transposed modules share."""
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        n = len(self.kernel_size)
-        if self.padding_mode != "zeros":
-            raise ValueError(f"Only `zeros` padding mode is supported for ConvTranspose{n}d")
-        stride, padding, dilation = self.stride, self.padding, self.dilation
-        assert not isinstance(padding, str)  # torch's constructor takes numbers only
-        extra = self._output_padding(input, output_size, stride, padding, self.kernel_size, n, dilation)  # type: ignore[arg-type]
-        functional = getattr(CF, f"conv_transpose{n}d")
-        return functional(input, self.weight, self.bias, stride, padding, extra, self.groups, dilation)
+        return _conv_transpose(self, input, output_size)
 
 
 class ConvTranspose1d(_Transposed, nn.ConvTranspose1d):

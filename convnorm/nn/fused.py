@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, _forward
+from . import norm
+from .norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 
 
 class _BatchNormAct:
@@ -30,7 +31,7 @@ class _BatchNormAct:
         self.act = act
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        return _forward(self, input, self.act, residual)  # type: ignore[arg-type]
+        return norm._batch_norm(self, input, self.act, residual)  # type: ignore[arg-type]
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, act={self.act!r}"  # type: ignore[misc]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from .. import functional as CF
 
+torch.fx.wrap("_batch_norm")  # one node that holds the module: its checks, its counter and its mode stay alive
 
-def _forward(
+
+def _batch_norm(
     self: nn.modules.batchnorm._BatchNorm, input: Tensor, act: str | None, residual: Tensor | None
 ) -> Tensor:
     """torch's _BatchNorm.forward, with an activation and a residual."""
@@ -29,18 +32,18 @@ class BatchNorm1d(nn.BatchNorm1d):
     """:class:`torch.nn.BatchNorm1d` by :func:`convnorm.functional.batch_norm`: same state_dict."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return _forward(self, input, None, None)
+        return _batch_norm(self, input, None, None)
 
 
 class BatchNorm2d(nn.BatchNorm2d):
     """:class:`torch.nn.BatchNorm2d` by :func:`convnorm.functional.batch_norm`: same state_dict."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return _forward(self, input, None, None)
+        return _batch_norm(self, input, None, None)
 
 
 class BatchNorm3d(nn.BatchNorm3d):
     """:class:`torch.nn.BatchNorm3d` by :func:`convnorm.functional.batch_norm`: same state_dict."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return _forward(self, input, None, None)
+        return _batch_norm(self, input, None, None)

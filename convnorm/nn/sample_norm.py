@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from .. import functional as CF
+
+torch.fx.wrap("_instance_norm")  # one node that holds the module: its checks and its mode stay alive
 
 
 class LayerNorm(nn.LayerNorm):
@@ -22,27 +25,31 @@ class GroupNorm(nn.GroupNorm):
 
 
 def _instance_norm(self: nn.modules.instancenorm._InstanceNorm, input: Tensor) -> Tensor:
-    """What torch's _InstanceNorm.forward calls after its checks and for each unbatched input."""
-    use_input_stats = self.training or not self.track_running_stats
-    momentum = 0.0 if self.momentum is None else self.momentum
-    return CF.instance_norm(
-        input, self.running_mean, self.running_var, self.weight, self.bias, use_input_stats, momentum, self.eps
-    )
+    """torch's forward, with its checks; it calls _apply_instance_norm for batched input."""
+    return nn.modules.instancenorm._InstanceNorm.forward(self, input)
 
 
-class InstanceNorm1d(nn.InstanceNorm1d):
+class _InstanceNorm(nn.modules.instancenorm._InstanceNorm):
+    """What the three instance norm modules share."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _instance_norm(self, input)
+
+    def _apply_instance_norm(self, input: Tensor) -> Tensor:
+        use_input_stats = self.training or not self.track_running_stats
+        momentum = 0.0 if self.momentum is None else self.momentum
+        return CF.instance_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias, use_input_stats, momentum, self.eps
+        )
+
+
+class InstanceNorm1d(_InstanceNorm, nn.InstanceNorm1d):
     """:class:`torch.nn.InstanceNorm1d` by :func:`convnorm.functional.instance_norm`: same state_dict."""
 
-    _apply_instance_norm = _instance_norm
 
-
-class InstanceNorm2d(nn.InstanceNorm2d):
+class InstanceNorm2d(_InstanceNorm, nn.InstanceNorm2d):
     """:class:`torch.nn.InstanceNorm2d` by :func:`convnorm.functional.instance_norm`: same state_dict."""
 
-    _apply_instance_norm = _instance_norm
 
-
-class InstanceNorm3d(nn.InstanceNorm3d):
+class InstanceNorm3d(_InstanceNorm, nn.InstanceNorm3d):
     """:class:`torch.nn.InstanceNorm3d` by :func:`convnorm.functional.instance_norm`: same state_dict."""
-
-    _apply_instance_norm = _instance_norm

@@ -14,7 +14,9 @@ def transforms_active() -> bool:
 
 
 def derivative_wanted(input: torch.Tensor) -> bool:
-    """True when something may later ask for a derivative with respect to input."""
+    """True when something may later ask for a derivative with respect to input; never in an exported program."""
+    if torch.compiler.is_exporting():
+        return False
     if torch.is_grad_enabled() and input.requires_grad:
         return True
     return not torch.compiler.is_compiling() and (transforms_active() or forward_ad._current_level >= 0)
@@ -31,21 +33,27 @@ class Function(torch.autograd.Function):
     eager: ClassVar[type[Function] | None] = None
 
     @classmethod
-    def apply(cls, *args: Any) -> Any:
-        # torch's own apply binds arguments through inspect.signature (30 us); outside compilation and functorch
-        # nothing of that is needed.
-        if torch.compiler.is_compiling() or transforms_active():
-            return super().apply(*args)
-        return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
-
-    @classmethod
     def call(cls, *args: Any) -> Any:
         """The op itself where nothing is recorded, else the Function that records."""
         if torch.compiler.is_compiling():
+            if torch.compiler.is_dynamo_compiling() and torch.compiler.is_exporting():
+                return cls.forward(*args)  # strict export: the op alone, as in the other export mode
             return cls.apply(*args)
-        if not torch.is_grad_enabled() and not transforms_active() and forward_ad._current_level < 0:
+        recorder = cls.eager or cls
+        if transforms_active():
+            return recorder.apply(*args)
+        if not torch.is_grad_enabled() and forward_ad._current_level < 0:
             return cls.forward(*args)
-        return (cls.eager or cls).apply(*args)
+        # torch's own apply binds arguments through inspect.signature (30 us) before it comes to this one.
+        return super(torch.autograd.Function, recorder).apply(*args)  # type: ignore[misc]
+
+
+def share_names() -> None:
+    """Profilers and ``grad_fn`` show a Function's class: what is ``_ConvEager`` in the code is ``Conv`` there."""
+    for plain in Function.__subclasses__():
+        if plain.eager is not None:
+            plain.eager.__name__ = plain.__name__
+            plain.eager._backward_cls.__name__ = f"{plain.__name__}Backward"
 
 
 def move_batch(x: torch.Tensor | None, dim: int | None, size: int) -> torch.Tensor | None:

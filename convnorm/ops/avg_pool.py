@@ -48,7 +48,7 @@ class AvgPool(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         input, ctx.geometry = inputs
-        ctx.input_size, ctx.channels_last = input.shape, wants_channels_last(input)
+        ctx.input_size, ctx.channels_last = list(input.shape), wants_channels_last(input)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
@@ -104,7 +104,7 @@ class AdaptiveAvgPool(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         input, ctx.output_size = inputs
-        ctx.input_size, ctx.channels_last = input.shape, wants_channels_last(input)
+        ctx.input_size, ctx.channels_last = list(input.shape), wants_channels_last(input)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:

@@ -6,6 +6,7 @@ their own, so that the Functions here are pure.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -66,15 +67,15 @@ def update_running(
                 running.copy_((1 - momentum) * running + momentum * batch)
 
 
-def _backward(ctx: Any, grad_output: Tensor | None, stats: Tensor, train: bool) -> tuple[Tensor | None, ...]:
-    """Gradients for input, weight, bias and residual."""
-    if grad_output is None:
-        return (None,) * 4
-    input, weight, bias, output = ctx.saved_tensors[:4]
+def _backward(ctx: Any, grad_output: Tensor, saved: Sequence[Tensor | None], train: bool) -> tuple[Tensor | None, ...]:
+    """Gradients for input, weight, bias and residual; ``saved`` is (input, weight, bias, output or None, stats).
+
+    ctx.saved_tensors is for the caller to read, once: a checkpointed region unpacks a tensor one time only.
+    """
     need_input, need_weight, need_bias, need_residual = ctx.needs_input_grad[:4]
     wants = (need_input, need_weight or need_bias, need_residual and ctx.relu)
     results = BatchNormBackward.call(
-        grad_output, input, weight, bias, output, stats, ctx.eps, train, ctx.relu, *wants
+        grad_output, *saved, ctx.eps, train, ctx.relu, *wants
     )
     grad_residual = results[3] if ctx.relu else grad_output
     needs = (need_input, need_weight, need_bias, need_residual)
@@ -100,7 +101,9 @@ class BatchNormTrain(Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None, _: None) -> Any:
-        return (*_backward(ctx, grad_output, ctx.saved_tensors[4], True), None, None)
+        if grad_output is None:
+            return (None,) * 6
+        return (*_backward(ctx, grad_output, ctx.saved_tensors, True), None, None)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, input, weight, bias, residual, eps, relu):
@@ -113,9 +116,9 @@ class BatchNormTrain(Function):
 class _BatchNormTrainEager(BatchNormTrain):
     @staticmethod
     def jvp(ctx: Any, d_input, d_weight, d_bias, d_residual, *_):
-        terms = Terms(ctx.saved_tensors, ctx.eps, True, ctx.relu)
-        tangent = forward_tangent(terms, d_input, d_weight, d_bias, d_residual)
-        return tangent.to(ctx.saved_tensors[0].dtype), None
+        saved = ctx.saved_tensors
+        terms = Terms(saved, ctx.eps, True, ctx.relu)
+        return forward_tangent(terms, d_input, d_weight, d_bias, d_residual).to(saved[0].dtype), None
 
 
 class BatchNormEval(Function):
@@ -134,8 +137,9 @@ class BatchNormEval(Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
-        stats = torch.stack(ctx.saved_tensors[4:]).double()
-        return (*_backward(ctx, grad_output, stats, False), *(None,) * 4)
+        *saved, mean, var = ctx.saved_tensors
+        stats = torch.stack((mean, var)).double()
+        return (*_backward(ctx, grad_output, (*saved, stats), False), *(None,) * 4)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, input, weight, bias, residual, running_mean, running_var, eps, relu):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._fake import empty, same_device, wants_channels_last
+from ._fake import empty, same_kind, wants_channels_last
 from ._function import Function, move_batch
 
 _ops = torch.ops.convnorm
@@ -29,20 +29,20 @@ def output_size(size, kernel, stride, padding, dilation) -> list[int]:
 
 @torch.library.register_fake("convnorm::conv_forward")
 def _(input, weight, bias, stride, padding, dilation, groups):
-    same_device("conv_forward", input, weight, bias)
+    same_kind("conv_forward", input, weight, bias)
     out = output_size(input.shape[2:], weight.shape[2:], stride, padding, dilation)
     return empty(input, [input.shape[0], weight.shape[0], *out], wants_channels_last(input, weight))
 
 
 @torch.library.register_fake("convnorm::conv_by_input")
 def _(grad_output, weight, input_size, stride, padding, dilation, groups):
-    same_device("conv_by_input", grad_output, weight)
+    same_kind("conv_by_input", grad_output, weight)
     return empty(grad_output, input_size, wants_channels_last(grad_output, weight))
 
 
 @torch.library.register_fake("convnorm::conv_by_weight")
 def _(grad_output, input, weight_size, stride, padding, dilation, groups, with_bias):
-    same_device("conv_by_weight", grad_output, input)
+    same_kind("conv_by_weight", grad_output, input)
     grad_weight = empty(input, weight_size, wants_channels_last(grad_output, input))
     return grad_weight, input.new_empty([weight_size[0] if with_bias else 0])
 
@@ -66,10 +66,10 @@ class Conv(Function):
         input, weight = ctx.saved_tensors
         grad_input = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_input = ConvByInput.call(grad_output, weight, input.shape, *ctx.geometry)
+            grad_input = ConvByInput.call(grad_output, weight, list(input.shape), *ctx.geometry)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             with_bias = ctx.has_bias and ctx.needs_input_grad[2]
-            grad_weight, grad_bias = ConvByWeight.call(grad_output, input, weight.shape, *ctx.geometry, with_bias)
+            grad_weight, grad_bias = ConvByWeight.call(grad_output, input, list(weight.shape), *ctx.geometry, with_bias)
         wanted = [g if n else None for g, n in zip((grad_weight, grad_bias), ctx.needs_input_grad[1:3], strict=True)]
         return (grad_input, *wanted, *(None,) * 4)
 
@@ -121,7 +121,7 @@ class ConvByInput(Function):
         if ctx.needs_input_grad[0]:
             grad_grad_output = Conv.call(grad, weight, None, *ctx.geometry)
         if ctx.needs_input_grad[1]:
-            grad_weight, _ = ConvByWeight.call(grad_output, grad, weight.shape, *ctx.geometry, False)
+            grad_weight, _ = ConvByWeight.call(grad_output, grad, list(weight.shape), *ctx.geometry, False)
         return (grad_grad_output, grad_weight, *(None,) * 5)
 
     @staticmethod
@@ -168,7 +168,7 @@ class ConvByWeight(Function):
             bias = grad_bias if ctx.with_bias else None
             grad_grad_output = Conv.call(input, grad, bias, *ctx.geometry)
         if ctx.needs_input_grad[1]:
-            grad_input = ConvByInput.call(grad_output, grad, input.shape, *ctx.geometry)
+            grad_input = ConvByInput.call(grad_output, grad, list(input.shape), *ctx.geometry)
         return (grad_grad_output, grad_input, *(None,) * 6)
 
     @staticmethod

@@ -78,7 +78,7 @@ class MaxPool(Function):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         input, *geometry, _ceil_mode, _record = inputs
         argmax = output[1]
-        ctx.geometry, ctx.input_size = geometry, input.shape
+        ctx.geometry, ctx.input_size = geometry, list(input.shape)
         ctx.mark_non_differentiable(argmax)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(argmax)
@@ -154,7 +154,7 @@ class MaxPoolGather(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         x, argmax, *ctx.geometry = inputs
-        ctx.input_size = x.shape
+        ctx.input_size = list(x.shape)
         ctx.save_for_backward(argmax)
         ctx.save_for_forward(argmax)
 
