@@ -6,17 +6,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import guard_or_false
 
+from . import _sample_norm
 from ._batch_norm_backward import fold, fold_vector, unfold
 from ._fake import empty, wants_channels_last
 from ._function import Function
-from ._norm_arithmetic import Terms, View, backward_tangent, backward_transpose, forward_tangent
+from ._norm_arithmetic import Terms, View
 
 _ops = torch.ops.convnorm
 
@@ -34,12 +34,8 @@ def _(input, num_groups, weight, bias, eps):
 
 @torch.library.register_fake("convnorm::group_norm_backward")
 def _(grad_output, input, num_groups, weight, bias, stats, eps, want_input, want_affine):
-    channels = input.shape[1] if want_affine else 0
-    return (
-        _dense_like(input) if want_input else input.new_empty([0]),
-        input.new_empty([channels], dtype=input.dtype if weight is None else weight.dtype),
-        input.new_empty([channels], dtype=input.dtype if bias is None else bias.dtype),
-    )
+    grad_input = _dense_like(input) if want_input else input.new_empty([0])
+    return _sample_norm.fake_gradients(grad_input, input, weight, bias, [input.shape[1] if want_affine else 0])
 
 
 def _terms(input: Tensor, weight: Tensor | None, stats: Tensor, groups: int, eps: float) -> Terms:
@@ -47,12 +43,6 @@ def _terms(input: Tensor, weight: Tensor | None, stats: Tensor, groups: int, eps
     depth, inner = c // groups, math.prod(input.shape[2:])
     view = View(full=[n, groups, depth, inner], params=[1, groups, depth, 1], over=[2, 3], batch=[0, 3])
     return Terms(view, input, weight, stats, eps)
-
-
-def _shaped(results: Sequence[Tensor], likes: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    return tuple(
-        None if like is None else t.reshape(like.shape).to(like.dtype) for t, like in zip(results, likes, strict=True)
-    )
 
 
 class GroupNormBackward(Function):
@@ -64,21 +54,11 @@ class GroupNormBackward(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        *saved, ctx.groups, ctx.eps, ctx.want_input, ctx.want_affine = inputs
-        ctx.save_for_backward(*saved)
-        ctx.save_for_forward(*saved)
+        _sample_norm.save_backward(ctx, inputs)
 
     @staticmethod
     def backward(ctx: Any, to_input: Tensor, to_weight: Tensor, to_bias: Tensor) -> Any:
-        grad_output, input, weight, _, stats = ctx.saved_tensors
-        results = backward_transpose(
-            _terms(input, weight, stats, ctx.groups, ctx.eps),
-            grad_output,
-            to_input if ctx.want_input else None,
-            to_weight if ctx.want_affine else None,
-            to_bias if ctx.want_affine else None,
-        )
-        return (*_shaped(results, (grad_output, input, weight)), *(None,) * 6)
+        return _sample_norm.gradients_of_backward(ctx, _terms, to_input, to_weight, to_bias)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, grad_output, input, weight, bias, stats, groups, eps, want_input, want_affine):
@@ -100,13 +80,9 @@ def _fold_stats(info: Any, stats: Tensor, dim: int | None) -> Tensor:
 class _GroupNormBackwardEager(GroupNormBackward):
     @staticmethod
     def jvp(ctx: Any, d_grad, d_input, d_weight, *_):
-        grad_output, input, weight, bias, stats = ctx.saved_tensors
-        terms = _terms(input, weight, stats, ctx.groups, ctx.eps)
-        tangents = backward_tangent(terms, grad_output, d_grad, d_input, d_weight)
-        like = input.new_empty(input.shape[1])
-        likes = input, like if weight is None else weight, like if bias is None else bias
-        wants = (ctx.want_input, ctx.want_affine, ctx.want_affine)
-        return tuple(t if want else input.new_zeros(0) for t, want in zip(_shaped(tangents, likes), wants, strict=True))
+        return _sample_norm.tangents_of_backward(
+            ctx, _terms, ctx.saved_tensors[1].shape[1:2], d_grad, d_input, d_weight
+        )
 
 
 class GroupNorm(Function):
@@ -118,22 +94,11 @@ class GroupNorm(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        input, ctx.groups, weight, bias, ctx.eps = inputs
-        ctx.mark_non_differentiable(output[1])
-        ctx.set_materialize_grads(False)  # no zeros for stats
-        ctx.save_for_backward(input, weight, bias, output[1])
-        ctx.save_for_forward(input, weight, bias, output[1])
+        _sample_norm.save(ctx, inputs, output)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None, _: Any) -> Any:
-        if grad_output is None:
-            return (None,) * 5
-        need_input, _, need_weight, need_bias, _ = ctx.needs_input_grad
-        grads = GroupNormBackward.call(
-            grad_output, *ctx.saved_tensors, ctx.groups, ctx.eps, need_input, need_weight or need_bias
-        )
-        wanted = [g if need else None for g, need in zip(grads, (need_input, need_weight, need_bias), strict=True)]
-        return wanted[0], None, wanted[1], wanted[2], None
+        return _sample_norm.gradients(ctx, GroupNormBackward, grad_output)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, input, groups, weight, bias, eps):
@@ -147,9 +112,7 @@ class GroupNorm(Function):
 class _GroupNormEager(GroupNorm):
     @staticmethod
     def jvp(ctx: Any, d_input, _, d_weight, d_bias, *__):
-        input, weight, _, stats = ctx.saved_tensors
-        tangent = forward_tangent(_terms(input, weight, stats, ctx.groups, ctx.eps), d_input, d_weight, d_bias)
-        return tangent.reshape(input.shape).to(input.dtype), None
+        return _sample_norm.tangents(ctx, _terms, d_input, d_weight, d_bias)
 
 
 GroupNormBackward.eager, GroupNorm.eager = _GroupNormBackwardEager, _GroupNormEager

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _sample_norm
 from ._function import Function, move_batch
-from ._norm_arithmetic import Terms, View, backward_tangent, backward_transpose, forward_tangent, gradients
+from ._norm_arithmetic import Terms, View, gradients
 
 _ops = torch.ops.convnorm
 
@@ -26,24 +27,14 @@ def _(input, normalized_shape, weight, bias, eps):
 
 @torch.library.register_fake("convnorm::layer_norm_backward")
 def _(grad_output, input, normalized_shape, weight, bias, stats, eps, want_input, want_affine):
-    shape = normalized_shape if want_affine else [0]
-    return (
-        input.new_empty(input.shape if want_input else [0]),
-        input.new_empty(shape, dtype=input.dtype if weight is None else weight.dtype),
-        input.new_empty(shape, dtype=input.dtype if bias is None else bias.dtype),
-    )
+    grad_input = input.new_empty(input.shape if want_input else [0])
+    return _sample_norm.fake_gradients(grad_input, input, weight, bias, normalized_shape if want_affine else [0])
 
 
 def _terms(input: Tensor, weight: Tensor | None, stats: Tensor, shape: Sequence[int], eps: float) -> Terms:
     size = math.prod(shape)
     view = View(full=[stats.shape[1], size], params=[1, size], over=[1], batch=[0])
     return Terms(view, input, weight, stats, eps)
-
-
-def _shaped(results: Sequence[Tensor], likes: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    return tuple(
-        None if like is None else t.reshape(like.shape).to(like.dtype) for t, like in zip(results, likes, strict=True)
-    )
 
 
 class LayerNormBackward(Function):
@@ -55,21 +46,11 @@ class LayerNormBackward(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        *saved, ctx.shape, ctx.eps, ctx.want_input, ctx.want_affine = inputs
-        ctx.save_for_backward(*saved)
-        ctx.save_for_forward(*saved)
+        _sample_norm.save_backward(ctx, inputs)
 
     @staticmethod
     def backward(ctx: Any, to_input: Tensor, to_weight: Tensor, to_bias: Tensor) -> Any:
-        grad_output, input, weight, _, stats = ctx.saved_tensors
-        results = backward_transpose(
-            _terms(input, weight, stats, ctx.shape, ctx.eps),
-            grad_output,
-            to_input if ctx.want_input else None,
-            to_weight if ctx.want_affine else None,
-            to_bias if ctx.want_affine else None,
-        )
-        return (*_shaped(results, (grad_output, input, weight)), *(None,) * 6)
+        return _sample_norm.gradients_of_backward(ctx, _terms, to_input, to_weight, to_bias)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, grad_output, input, weight, bias, stats, shape, eps, want_input, want_affine):
@@ -81,7 +62,7 @@ class LayerNormBackward(Function):
         view = View([info.batch_size, s.shape[2], size], [info.batch_size, 1, size], over=[2], batch=[1])
         terms = Terms(view, x, w, s.transpose(0, 1), eps)
         like = x.new_empty(info.batch_size, *shape)
-        results = _shaped(gradients(terms, g), (x, like if w is None else w, like if b is None else b))
+        results = _sample_norm.shaped(gradients(terms, g), (x, like if w is None else w, like if b is None else b))
         empty = x.new_empty(info.batch_size, 0)
         wants = (want_input, want_affine, want_affine)
         return tuple(t if want else empty for t, want in zip(results, wants, strict=True)), (0, 0, 0)
@@ -90,13 +71,7 @@ class LayerNormBackward(Function):
 class _LayerNormBackwardEager(LayerNormBackward):
     @staticmethod
     def jvp(ctx: Any, d_grad, d_input, d_weight, *_):
-        grad_output, input, weight, bias, stats = ctx.saved_tensors
-        terms = _terms(input, weight, stats, ctx.shape, ctx.eps)
-        tangents = backward_tangent(terms, grad_output, d_grad, d_input, d_weight)
-        like = input.new_empty(ctx.shape)
-        likes = input, like if weight is None else weight, like if bias is None else bias
-        wants = (ctx.want_input, ctx.want_affine, ctx.want_affine)
-        return tuple(t if want else input.new_zeros(0) for t, want in zip(_shaped(tangents, likes), wants, strict=True))
+        return _sample_norm.tangents_of_backward(ctx, _terms, ctx.over, d_grad, d_input, d_weight)
 
 
 class LayerNorm(Function):
@@ -108,22 +83,11 @@ class LayerNorm(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        input, ctx.shape, weight, bias, ctx.eps = inputs
-        ctx.mark_non_differentiable(output[1])
-        ctx.set_materialize_grads(False)  # no zeros for stats
-        ctx.save_for_backward(input, weight, bias, output[1])
-        ctx.save_for_forward(input, weight, bias, output[1])
+        _sample_norm.save(ctx, inputs, output)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None, _: Any) -> Any:
-        if grad_output is None:
-            return (None,) * 5
-        need_input, _, need_weight, need_bias, _ = ctx.needs_input_grad
-        grads = LayerNormBackward.call(
-            grad_output, *ctx.saved_tensors, ctx.shape, ctx.eps, need_input, need_weight or need_bias
-        )
-        wanted = [g if need else None for g, need in zip(grads, (need_input, need_weight, need_bias), strict=True)]
-        return wanted[0], None, wanted[1], wanted[2], None
+        return _sample_norm.gradients(ctx, LayerNormBackward, grad_output)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, input, shape, weight, bias, eps):
@@ -143,9 +107,7 @@ class LayerNorm(Function):
 class _LayerNormEager(LayerNorm):
     @staticmethod
     def jvp(ctx: Any, d_input, _, d_weight, d_bias, *__):
-        input, weight, _, stats = ctx.saved_tensors
-        tangent = forward_tangent(_terms(input, weight, stats, ctx.shape, ctx.eps), d_input, d_weight, d_bias)
-        return tangent.reshape(input.shape).to(input.dtype), None
+        return _sample_norm.tangents(ctx, _terms, d_input, d_weight, d_bias)
 
 
 LayerNormBackward.eager, LayerNorm.eager = _LayerNormBackwardEager, _LayerNormEager

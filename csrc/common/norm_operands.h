@@ -11,11 +11,6 @@
 
 namespace convnorm {
 
-inline Ints sizes_of(const Tensor& t) {
-  const auto sizes = t.sizes();
-  return Ints(sizes.begin(), sizes.end());
-}
-
 // "[2, 3]", as torch prints sizes.
 inline std::string list_text(const Ints& sizes) {
   std::string out = "[";

@@ -14,6 +14,13 @@ View view(const Tensor& t) {
   return {t.data_ptr(), sizes.data(), strides.data(), static_cast<int>(sizes.size()), t.scalar_type()};
 }
 
+Ints sizes_of(const Tensor& t) { return {t.sizes().begin(), t.sizes().end()}; }
+
+Strides strides_of(const Tensor& t) {
+  const View5 v = lift(t);
+  return {v.stride_n, v.stride_c, v.stride};
+}
+
 View5 lift(const Tensor& t) {
   const View v = view(t);
   check(v.dim >= 2 && v.dim <= kMaxDims, "lift: got ", v.dim, " dimensions, must be 2 to 5");

@@ -25,8 +25,6 @@ using torch::headeronly::ScalarType;
 
 inline constexpr int kMaxDims = 5;  // n c d h w
 
-// n c d h w of a tensor with 1 to 3 spatial dimensions (after the batch dimension was added, if it was
-// missing).
 enum class Layout : std::uint8_t { contiguous, channels_last };
 
 // Metadata read once; sizes and strides are borrowed from the tensor, strides in elements.
@@ -44,8 +42,11 @@ struct View {
 
 View view(const Tensor& t);
 
+Ints sizes_of(const Tensor& t);
+
 // t is (n, c, spatial...).
 View5 lift(const Tensor& t);
+Strides strides_of(const Tensor& t);
 
 // The dtype of a floating tensor, or the error "<op>: <argument> has dtype ..., must be ...".
 DType float_dtype(const char* op, const char* argument, const Tensor& t);

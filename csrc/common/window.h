@@ -13,6 +13,12 @@ namespace convnorm {
 inline constexpr int kSpatial = 3;  // d, h, w
 using Dims = std::array<std::int64_t, kSpatial>;
 
+// Of an (n, c, d, h, w) tensor, in elements.
+struct Strides {
+  std::int64_t n = 0, c = 0;
+  Dims s{0, 0, 0};
+};
+
 struct Window {
   Dims kernel{1, 1, 1};
   Dims stride{1, 1, 1};

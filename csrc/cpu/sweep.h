@@ -6,14 +6,13 @@
 // were counted).
 #pragma once
 
+#include "cpu/arena.h"
 #include "cpu/welford.h"
 
 namespace convnorm {
 namespace {
 
-#ifndef CONVNORM_INLINE
 #define CONVNORM_INLINE __attribute__((always_inline))
-#endif
 
 // A whole vector at p. kStream stores around the cache: for outputs that would only evict what is still
 // needed.
@@ -74,6 +73,19 @@ inline vec<C> masked(vec<C> v, ivec<C> on) {
 // counts 0 1 2 3 within a group of four, and is kAlone outside.
 inline constexpr int kAlone = 4;
 
+// What is left from element i on: less than a group, or all of a short run.
+template <class C, bool kStream = false, class F>
+CONVNORM_INLINE inline void each_vector_from(std::int64_t i, std::int64_t length, F f) {
+  constexpr std::int64_t L = kLanes<C>;
+  for (; i + L <= length; i += L) f(kAlone, i, Whole<kStream>{}, ivec<C>{} - 1);
+  if (i == length) return;
+  if (length >= L) {
+    f(kAlone, length - L, Whole<>{}, lanes_from<C>(L - (length - i)));
+  } else {
+    f(kAlone, std::int64_t{0}, Part{length}, lanes_below<C>(length));
+  }
+}
+
 template <class C, int kWays = 4, bool kStream = false, class F>
 CONVNORM_INLINE inline void each_vector(std::int64_t length, F f) {
   constexpr std::int64_t L = kLanes<C>;
@@ -87,13 +99,7 @@ CONVNORM_INLINE inline void each_vector(std::int64_t length, F f) {
       f(3, i + 3 * L, Whole<kStream>{}, all);
     }
   }
-  for (; i + L <= length; i += L) f(kAlone, i, Whole<kStream>{}, all);
-  if (i == length) return;
-  if (length >= L) {
-    f(kAlone, length - L, Whole<>{}, lanes_from<C>(L - (length - i)));
-  } else {
-    f(kAlone, std::int64_t{0}, Part{length}, lanes_below<C>(length));
-  }
+  each_vector_from<C, kStream>(i, length, f);
 }
 
 // The same, where `stream` is known at run time only.
@@ -257,43 +263,13 @@ inline std::int64_t chunks_of(std::int64_t tasks, std::int64_t elements) {
   return tasks >= kEnoughTasks ? 1 : imin(ceil_div(kEnoughTasks, tasks), imax(1, elements / kChunk));
 }
 
-// Work memory handed out piece by piece, each aligned to a cache line.
-struct Arena {
-  char* next;
-  template <class T>
-  T* take(std::int64_t n) {
-    T* p = reinterpret_cast<T*>(next);
-    next += room<T>(n);
-    return p;
-  }
-  template <class T>
-  static std::int64_t room(std::int64_t n) {
-    return (n * static_cast<std::int64_t>(sizeof(T)) + 63) / 64 * 64;
-  }
-};
-
-// dispatch() of dtype.h for code below a target pragma.
-template <class Rule>
-inline void by_dtype(DType dtype, Rule rule) {
-  switch (dtype) {
-    case DType::f64:
-      return rule(double{});
-    case DType::bf16:
-      return rule(bf16{});
-    case DType::f16:
-      return rule(f16{});
-    default:
-      return rule(float{});
-  }
-}
-
 // n parameters of any dtype as C, in `room`; `missing` where there are none.
 template <class C>
 inline const C* widened(const void* values, DType dtype, std::int64_t n, C missing, C* room) {
   if (values && dtype == (sizeof(C) == 8 ? DType::f64 : DType::f32)) return static_cast<const C*>(values);
   for (std::int64_t i = 0; i < n && !values; ++i) room[i] = missing;
   if (values)
-    by_dtype(dtype, [&](auto t) {
+    dispatch(dtype, [&](auto t) {
       const auto* from = static_cast<const decltype(t)*>(values);
       for (std::int64_t i = 0; i < n; ++i) room[i] = static_cast<C>(load1(from + i));
     });

@@ -200,6 +200,28 @@ inline void transpose(vec<C> (&rows)[kLanes<C>]) {
   if constexpr (2 * half < L) transpose<C, 2 * half>(rows);
 }
 
+template <class C>
+inline constexpr auto kEachLane = std::make_integer_sequence<int, kLanes<C>>{};
+
+// Lanes 0 2 4 ... and 1 3 5 ... of a followed by b, and back: a0 b0 a1 b1 ... in two vectors. `each` is
+// kEachLane.
+template <class V, int... i>
+inline V even_lanes(V a, V b, [[maybe_unused]] std::integer_sequence<int, i...> each) {
+  return __builtin_shufflevector(a, b, (2 * i)...);
+}
+template <class V, int... i>
+inline V odd_lanes(V a, V b, [[maybe_unused]] std::integer_sequence<int, i...> each) {
+  return __builtin_shufflevector(a, b, (2 * i + 1)...);
+}
+template <class V, int... i>
+inline V interleave_low(V a, V b, [[maybe_unused]] std::integer_sequence<int, i...> each) {
+  return __builtin_shufflevector(a, b, (i / 2 + i % 2 * int(sizeof...(i)))...);
+}
+template <class V, int... i>
+inline V interleave_high(V a, V b, [[maybe_unused]] std::integer_sequence<int, i...> each) {
+  return __builtin_shufflevector(a, b, (i / 2 + int(sizeof...(i)) / 2 + i % 2 * int(sizeof...(i)))...);
+}
+
 // Sum of the lanes, always in the same order: halves are folded onto each other.
 template <class C>
 inline C lane_sum(vec<C> v) {

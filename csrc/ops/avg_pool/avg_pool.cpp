@@ -10,13 +10,6 @@
 namespace convnorm::avg_pool {
 namespace {
 
-Ints sizes_of(const Tensor& t) { return {t.sizes().begin(), t.sizes().end()}; }
-
-Strides strides_of(const Tensor& t) {
-  const View5 v = lift(t);
-  return {v.stride_n, v.stride_c, v.stride};
-}
-
 // --- problems without their tensors; sizes are (n, c, spatial...) -----------------------------------------
 
 Params problem(const Ints& sizes) {

@@ -28,12 +28,6 @@
 
 namespace convnorm::avg_pool {
 
-// Strides in elements.
-struct Strides {
-  std::int64_t n = 0, c = 0;
-  Dims s{0, 0, 0};
-};
-
 // One problem. In the backward, `input` strides are those of grad_input, `output` those of grad_output.
 struct Params {
   DType dtype = DType::f32;

@@ -53,11 +53,6 @@ void check_stats(const char* op, const Tensor& stats, const Tensor& input) {
         ")");
 }
 
-Ints sizes_of(const Tensor& t) {
-  const auto sizes = t.sizes();
-  return Ints(sizes.begin(), sizes.end());
-}
-
 // Empty tensors keep their strides, as in torch; others are dense in the layout they ask for.
 Tensor dense_like(const Tensor& t) {
   return t.numel() == 0 ? torch::stable::empty_like(t) : empty(t, sizes_of(t), suggested_layout(t));

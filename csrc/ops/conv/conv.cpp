@@ -79,11 +79,6 @@ void check_size(const char* op, const char* name, const Tensor& t, const Ints& w
         shape_text(want));
 }
 
-Ints sizes_of(const Tensor& t) {
-  const auto s = t.sizes();
-  return Ints(s.begin(), s.end());
-}
-
 Ints kernel_of(const Ints& weight) {
   return weight.size() > 2 ? Ints(weight.begin() + 2, weight.end()) : Ints{};
 }

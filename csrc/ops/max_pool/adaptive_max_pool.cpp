@@ -10,13 +10,6 @@
 namespace convnorm::max_pool {
 namespace {
 
-Ints sizes_of(const Tensor& t) { return {t.sizes().begin(), t.sizes().end()}; }
-
-Strides strides_of(const Tensor& t) {
-  const View5 v = lift(t);
-  return {v.stride_n, v.stride_c, v.stride};
-}
-
 // A problem without its tensors; sizes are (n, c, spatial...).
 Params problem(const std::string& op, const Ints& sizes, const Ints& output_size) {
   const int dims = static_cast<int>(sizes.size()) - 2;

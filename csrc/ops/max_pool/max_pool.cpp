@@ -35,13 +35,6 @@ Params problem(const std::string& op, const Ints& sizes, const Geometry& g) {
 
 std::string op_name(const Ints& sizes) { return pool_name("max_pool", sizes); }
 
-Ints sizes_of(const Tensor& t) { return {t.sizes().begin(), t.sizes().end()}; }
-
-Strides strides_of(const Tensor& t) {
-  const View5 v = lift(t);
-  return {v.stride_n, v.stride_c, v.stride};
-}
-
 Ints pooled_sizes(const Params& p, int dims) {
   Ints sizes{p.n, p.c};
   for (int d = kSpatial - dims; d < kSpatial; ++d) sizes.push_back(p.out[d]);

@@ -32,12 +32,6 @@ namespace convnorm::max_pool {
 
 enum class Argmax : std::uint8_t { none, offset8, offset32, index64 };
 
-// Strides in elements.
-struct Strides {
-  std::int64_t n = 0, c = 0;
-  Dims s{0, 0, 0};
-};
-
 // One problem. In the backward, `input` strides are those of grad_input, `output` those of grad_output.
 struct Params {
   DType dtype = DType::f32;

@@ -8,13 +8,6 @@
 namespace convnorm::max_pool {
 namespace {
 
-Ints sizes_of(const Tensor& t) { return {t.sizes().begin(), t.sizes().end()}; }
-
-Strides strides_of(const Tensor& t) {
-  const View5 v = lift(t);
-  return {v.stride_n, v.stride_c, v.stride};
-}
-
 // The plane has the sizes `unpooled`, the values and indices those of `indices`.
 Params problem(const std::string& op, const Tensor& indices, const Ints& unpooled) {
   const Ints pooled = sizes_of(indices);

@@ -31,10 +31,7 @@ inline Axes<C> carve_axes(const Params& p, Arena& arena) {
 // In scratch of the caller, for all workers to read.
 template <class C>
 inline Axes<C> list_axes(const Params& p) {
-  Arena arena;
-  carve_axes<C>(p, arena);
-  arena = {static_cast<char*>(scratch_bytes(Slot::shared, arena.used)), 0};
-  const Axes<C> axes = carve_axes<C>(p, arena);
+  const Axes<C> axes = carve_scratch(Slot::shared, [&](Arena& arena) { return carve_axes<C>(p, arena); });
   for (int d = 0; d < kSpatial; ++d) {
     const Axis<C>& axis = axes.d[d];
     for (std::int64_t o = 0; o < p.out[d]; ++o) {
@@ -95,10 +92,7 @@ void run_tasks(const Params& p, const Worker& worker, const Dims& result, F&& ru
   const std::int64_t tasks = ceil_div(p.n * p.c, kGroup) * result[0] * row_tasks;
   parallel_for(tasks, ceil_div(kTaskWork, task_rows * row_work), [&](std::int64_t begin, std::int64_t end) {
     Worker work = worker;
-    Arena arena;
-    work.carve(arena);
-    arena = {static_cast<char*>(scratch_bytes(Slot::local, arena.used)), 0};
-    work.carve(arena);
+    carve_scratch(Slot::local, [&](Arena& arena) { work.carve(arena); });
     for (std::int64_t task = begin; task < end; ++task) {
       const std::int64_t first = task % row_tasks * task_rows, rest = task / row_tasks;
       run(work, rest / result[0] * kGroup, rest % result[0], first, imin(result[1], first + task_rows));

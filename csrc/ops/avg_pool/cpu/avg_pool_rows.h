@@ -15,23 +15,6 @@
 namespace convnorm::avg_pool {
 namespace {
 
-template <class V, int... i>
-inline V even_lanes(V a, V b, std::integer_sequence<int, i...>) {
-  return __builtin_shufflevector(a, b, (2 * i)...);
-}
-template <class V, int... i>
-inline V odd_lanes(V a, V b, std::integer_sequence<int, i...>) {
-  return __builtin_shufflevector(a, b, (2 * i + 1)...);
-}
-template <class V, int... i>
-inline V interleave_low(V a, V b, std::integer_sequence<int, i...>) {
-  return __builtin_shufflevector(a, b, (i / 2 + i % 2 * int(sizeof...(i)))...);
-}
-template <class V, int... i>
-inline V interleave_high(V a, V b, std::integer_sequence<int, i...>) {
-  return __builtin_shufflevector(a, b, (i / 2 + int(sizeof...(i)) / 2 + i % 2 * int(sizeof...(i)))...);
-}
-
 // f(i) for vectors at i that cover the span; the last overlaps the one before it.
 template <class C, class F>
 inline __attribute__((always_inline)) void each_vector(Span span, F&& f) {
@@ -59,7 +42,6 @@ inline Span wide_enough(Span span) {
 template <int kStride, int kTaps, class T, class C>
 inline __attribute__((always_inline)) vec<C> sum_windows(const T* from, const Row<C>* row, std::int64_t rows,
                                                          std::int64_t taps) {
-  constexpr auto lane = std::make_integer_sequence<int, kLanes<C>>{};
   if (kTaps) taps = kTaps;
   vec<C> sum{};
   for (std::int64_t t = 0; t < taps; t += kStride) {
@@ -72,8 +54,8 @@ inline __attribute__((always_inline)) vec<C> sum_windows(const T* from, const Ro
     if constexpr (kStride == 1) {
       sum += a;
     } else {
-      sum += even_lanes(a, b, lane);
-      if (t + 1 < taps) sum += odd_lanes(a, b, lane);
+      sum += even_lanes(a, b, kEachLane<C>);
+      if (t + 1 < taps) sum += odd_lanes(a, b, kEachLane<C>);
     }
   }
   return sum;
@@ -182,7 +164,6 @@ struct RowSpread {
   // `same` rows of the result, one after the other in memory, that the listed window rows cover.
   template <int kStride, int kTaps>
   void spread_rows(const T* from, std::int64_t rows, std::int64_t same, T* to) const {
-    constexpr auto lane = std::make_integer_sequence<int, kWidth>{};
     const Axis<C> w = axes.d[2];
     const std::int64_t pad = p.window.pad[2], step = p.input.s[1];
     const C w_count = w.count[p.out[2] / 2];
@@ -194,8 +175,8 @@ struct RowSpread {
         if constexpr (kStride == 1) {
           store(at, phase[0]);
         } else {
-          store(at, interleave_low(phase[0], phase[1], lane));
-          store(at + kWidth, interleave_high(phase[0], phase[1], lane));
+          store(at, interleave_low(phase[0], phase[1], kEachLane<C>));
+          store(at + kWidth, interleave_high(phase[0], phase[1], kEachLane<C>));
         }
       }
     });

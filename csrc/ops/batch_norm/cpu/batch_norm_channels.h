@@ -13,17 +13,6 @@ namespace {
 
 using Doubles = vec<double>;
 
-inline Doubles square_root(Doubles v) {
-#if CONVNORM_VECTOR_BYTES == 64
-  return bits_as<Doubles>(_mm512_sqrt_pd(bits_as<__m512d>(v)));
-#elif CONVNORM_VECTOR_BYTES == 32
-  return bits_as<Doubles>(_mm256_sqrt_pd(bits_as<__m256d>(v)));
-#else
-  for (int i = 0; i < kLanes<double>; ++i) v[i] = __builtin_sqrt(v[i]);
-  return v;
-#endif
-}
-
 // As many values of C as a vector has doubles.
 template <class C>
 using Few = typename Vec<C, kLanes<double>>::V;
@@ -86,7 +75,7 @@ struct Coefficients {
 
 template <class P>
 inline Doubles inverse_deviation(const P& p, std::int64_t c, std::int64_t n) {
-  return 1.0 / square_root(load_channels(p.var + c, n) + p.eps);
+  return 1.0 / vsqrt(load_channels(p.var + c, n) + p.eps);
 }
 
 // center, scale and shift of `count` channels from `first`, into one table.

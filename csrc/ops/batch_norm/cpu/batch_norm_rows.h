@@ -147,7 +147,7 @@ struct RowStatistics {
       const auto from = x.get(r, step, R, t.channel, t.width, gathered);
       const T* const data = from.data;
       const std::int64_t stride = from.stride;
-      each_vector<C, false>(t.width, [&](int way, std::int64_t c, auto access, ivec<C> on) CONVNORM_INLINE {
+      each_vector<C>(t.width, [&](int way, std::int64_t c, auto access, ivec<C> on) CONVNORM_INLINE {
         const vec<C> m = load(s + c);
         vec<C> g1{}, g2{};
         for (int k = 0; k < R; ++k) {
@@ -171,8 +171,8 @@ struct RowStatistics {
     }
     add_rows(t, row, rows, shift);
     ivec<C> good = ivec<C>{} - 1;
-    each_vector<C, false>(t.width, [&](int, std::int64_t c, auto, ivec<C> on)
-                                       CONVNORM_INLINE { good &= in_range(load(s2 + c)) | ~on; });
+    each_vector<C>(t.width, [&](int, std::int64_t c, auto, ivec<C> on)
+                                CONVNORM_INLINE { good &= in_range(load(s2 + c)) | ~on; });
     each_channels(t.width, [&](std::int64_t c, std::int64_t) CONVNORM_INLINE {
       store(sums + c, load_doubles(s1 + c));
       store(sums + kPitch + c, load_doubles(s2 + c));
@@ -203,8 +203,8 @@ struct RowStatistics {
 
   void first_shift(const Tile& t) const {
     const T* first = x.get(t.row, 0, 1, t.channel, t.width, gathered).data;
-    each_vector<C, false>(t.width, [&](int, std::int64_t c, auto access, ivec<C>)
-                                       CONVNORM_INLINE { store(shift + c, access.get(first + c)); });
+    each_vector<C>(t.width, [&](int, std::int64_t c, auto access, ivec<C>)
+                                CONVNORM_INLINE { store(shift + c, access.get(first + c)); });
     const std::int64_t rows = imin(kFirstRows, t.rows);
     sweep(t, t.row, rows);
     const double n = static_cast<double>(rows);

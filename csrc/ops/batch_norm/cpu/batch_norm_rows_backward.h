@@ -55,7 +55,7 @@ struct RowsBackward {
       const Group from = group(row, step, R, t, gathered);
       const T *const xs = from.x.data, *const gs = from.grad.data, *const ys = from.out.data;
       const std::int64_t x_stride = from.x.stride, g_stride = from.grad.stride, y_stride = from.out.stride;
-      each_vector<C, false>(t.width, [&](int way, std::int64_t c, auto access, ivec<C> on) CONVNORM_INLINE {
+      each_vector<C>(t.width, [&](int way, std::int64_t c, auto access, ivec<C> on) CONVNORM_INLINE {
         const vec<C> center = load(k + c);
         PairSums<C>& total = totals[ceil_div(c, kLanes<C>)];
         vec<C> g4{}, dot4{};
@@ -83,7 +83,7 @@ struct RowsBackward {
     for (std::int64_t i = 0; i < kVectors; ++i) totals[i].clear();
     add_rows(k, t, totals, gathered);
     for (std::int64_t c = 0; c < t.width; ++c) grad_bias[c] = dots[c] = 0;
-    each_vector<C, false>(t.width, [&](int, std::int64_t c, auto, ivec<C>) {
+    each_vector<C>(t.width, [&](int, std::int64_t c, auto, ivec<C>) {
       const PairSums<C>& total = totals[ceil_div(c, kLanes<C>)];
       if (c + kLanes<C> <= t.width) return total.add_to(grad_bias + c, dots + c);
       for (int lane = 0; c + lane < t.width; ++lane) {

@@ -5,25 +5,6 @@
 namespace convnorm::conv {
 namespace {
 
-template <class V, int... i>
-inline V even_lanes(V a, V b, std::integer_sequence<int, i...>) {
-  return __builtin_shufflevector(a, b, (2 * i)...);
-}
-template <class V, int... i>
-inline V odd_lanes(V a, V b, std::integer_sequence<int, i...>) {
-  return __builtin_shufflevector(a, b, (2 * i + 1)...);
-}
-template <class V, int... i>
-inline V zip_low(V a, V b, std::integer_sequence<int, i...>) {
-  return __builtin_shufflevector(a, b, (i / 2 + i % 2 * int(sizeof...(i)))...);
-}
-template <class V, int... i>
-inline V zip_high(V a, V b, std::integer_sequence<int, i...>) {
-  return __builtin_shufflevector(a, b, (i / 2 + int(sizeof...(i)) / 2 + i % 2 * int(sizeof...(i)))...);
-}
-template <class C>
-inline constexpr auto kLaneList = std::make_integer_sequence<int, kLanes<C>>{};
-
 // Packed column p lies in run p % step, so that the columns that a tap reads are consecutive whatever the
 // stride.
 struct PackedRow {
@@ -72,8 +53,8 @@ inline void split_row(const S* from, std::int64_t n, const S* end, ivec<C> low, 
                       C* odd) {
   constexpr int L = kLanes<C>;
   const auto put = [&](vec<C> a, vec<C> b, std::int64_t i) {
-    store(even + i / 2, even_lanes(a, b, kLaneList<C>));
-    store(odd + i / 2, odd_lanes(a, b, kLaneList<C>));
+    store(even + i / 2, even_lanes(a, b, kEachLane<C>));
+    store(odd + i / 2, odd_lanes(a, b, kEachLane<C>));
   };
   if (n >= 2 * L) {
     const std::int64_t last = n / 2 * 2 - 2 * L;
@@ -135,8 +116,8 @@ inline void write_phases(const C* a, const C* b, std::int64_t n, C* row, D* to) 
   constexpr int L = kLanes<C>;
   const auto put = [&](auto* at, std::int64_t i) {
     const vec<C> x = load(a + i / 2), y = load(b + i / 2);
-    store(at + i, zip_low(x, y, kLaneList<C>));
-    store(at + i + L, zip_high(x, y, kLaneList<C>));
+    store(at + i, interleave_low(x, y, kEachLane<C>));
+    store(at + i + L, interleave_high(x, y, kEachLane<C>));
   };
   if (n < 2 * L) {
     put(row, 0);

@@ -1,22 +1,21 @@
 // Implicit GEMM, forward and by input (a Dense problem, see conv.h).
 //
-// Two orientations of one loop nest; the side that is contiguous in the destination is the vector side of the
-// tile:
+// Two orientations of one loop nest; the side that is contiguous in the destination is the vector side:
 //
-//   pixels across (NCHW):    tile rows = output channels (weights, interleaved), columns = pixels
-//   (P[k][pixel]) channels across (NHWC):  tile rows = pixels (P[pixel][k], or the image in place through a
-//   table of
-//                            pointers), columns = output channels (weights)
+//   pixels across (NCHW)     tile rows are output channels (weights, interleaved), columns pixels
+//   (P[k][pixel]) channels across (NHWC)   tile rows are pixels (P[pixel][k], or the image in place, through
+//   a table of
+//                            pointers), columns output channels (weights)
 //
-//   pack all weights into panels                                   shared scratch, once per call
-//   for task = (group, channel block, pixel block):                in parallel, by shape alone
+//   pack all weights into panels                               shared scratch, once per call
+//   for task = (group, channel block, pixel block):            in parallel, by shape alone
 //     for block of the sum (<= 320 deep):
-//       for span of columns (320 x 16 values, which stay in L1):   pixels across: packed here, weights stream
-//       from
-//         run_tiles over all rows of the task                      L2; adding to what the blocks before left
+//       for span of columns (320 x 16 values stay in L1):      pixels across: packed here
+//         run_tiles over all rows of the task                  weights stream from L2; c is added to
 //
 // Tiles whose destination cannot be written as whole vectors (16-bit storage, ends of images, strided
 // gradients) live in a buffer of the compute type until the last block and are written from there.
+//
 // Include after conv_igemm_pixels.h and conv_igemm_channels.h.
 #pragma once
 
@@ -75,10 +74,8 @@ Workspace<C> carve(Arena& arena, const Dense& d, const Plan<C>& plan, std::int64
 
 template <class C>
 Workspace<C> make_workspace(const Dense& d, const Plan<C>& plan, std::int64_t pixels, std::int64_t depth) {
-  Arena count;
-  carve(count, d, plan, pixels, depth);
-  Arena arena{static_cast<char*>(scratch_bytes(Slot::local, count.used))};
-  Workspace<C> w = carve(arena, d, plan, pixels, depth);
+  Workspace<C> w =
+      carve_scratch(Slot::local, [&](Arena& arena) { return carve(arena, d, plan, pixels, depth); });
   if (plan.indirect) zero(w.zeros, plan.joined ? depth : plan.group_span * plan.cut.channels);
   const std::int64_t lines = plan.channel_rows ? pixels : ceil_div(plan.panels, plan.channel_blocks) * kRows;
   for (std::int64_t m = 0; m < lines; ++m) w.lines[m] = m * kCols<C>;
@@ -119,7 +116,7 @@ void gemm(const Dense& problem) {
   C* weights = static_cast<C*>(scratch_bytes(Slot::shared, packed * sizeof(C)));
   d.bias = const_cast<C*>(pack_weights<C, D>(d, plan, weights));
   const std::int64_t block_pixels = plan.first_pixel(1);
-  const std::int64_t depth = imax(1, plan.cut.most_taps()) * plan.cut.most_channels();
+  const std::int64_t depth = imax(1, plan.cut.depth());  // 0 where no tap reaches
   parallel_for(plan.tasks(), 1, [&](std::int64_t begin, std::int64_t end) {
     Task<C> t{};
     t.d = &d;

@@ -80,6 +80,15 @@ struct Segment {
   std::int64_t n, d, h, w, len, at;
 };
 
+// Where the source row of a segment under a tap starts, in elements; -1 where the window is in the padding.
+inline std::int64_t source_row(const Dense& p, const Segment& g, const Tap& tap) {
+  const Axis &d = p.axis[0], &h = p.axis[1];
+  const std::int64_t in_d = g.d * d.step + d.offset + tap.d * d.offset_step;
+  const std::int64_t in_h = g.h * h.step + h.offset + tap.h * h.offset_step;
+  if (in_d < 0 || in_d >= d.source || in_h < 0 || in_h >= h.source) return -1;
+  return g.n * p.src_n + in_d * d.source_stride + in_h * h.source_stride;
+}
+
 // Pixels [begin, end) of the flattened (n, d, h, w) order as segments; returns how many.
 inline std::int64_t make_segments(const Dense& p, std::int64_t begin, std::int64_t end, Segment* out) {
   const std::int64_t W = p.axis[2].out, H = p.axis[1].out, D = p.axis[0].out;
@@ -151,14 +160,6 @@ inline void copy_run(C* dst, const S* src, std::int64_t n) {
     store(dst + n - L, load(src + n - L));  // overlaps what was written: cheaper than single elements
 }
 
-// Every other element: two loads, the even lanes of both.
-template <class C>
-inline vec<C> even_lanes(vec<C> a, vec<C> b) {
-  ivec<C> pick;
-  for (int i = 0; i < kLanes<C>; ++i) pick[i] = 2 * i;
-  return __builtin_shuffle(a, b, pick);
-}
-
 template <class S, class C>
 inline void copy_strided(C* dst, const S* src, std::int64_t stride, std::int64_t n) {
   constexpr int L = kLanes<C>;
@@ -167,7 +168,7 @@ inline void copy_strided(C* dst, const S* src, std::int64_t stride, std::int64_t
   if (stride ==
       2)  // the last load ends at element 2*i + 2*L - 1, which must exist: 2*(n-1) is the last sure one
     for (; 2 * (i + L) <= 2 * n - 1; i += L)
-      store(dst + i, even_lanes<C>(load(src + 2 * i), load(src + 2 * i + L)));
+      store(dst + i, even_lanes(load(src + 2 * i), load(src + 2 * i + L), kEachLane<C>));
   for (; i < n; ++i) dst[i] = load1(src + i * stride);
 }
 
@@ -229,7 +230,7 @@ inline constexpr std::int64_t kMaxSegments = 32;
 
 inline std::int64_t list_runs(const Dense& p, const Block& b, const Segment* segments, std::int64_t count,
                               std::int64_t ldp, Run* runs) {
-  const Axis &ad = p.axis[0], &ah = p.axis[1], &aw = p.axis[2];
+  const Axis &ah = p.axis[1], &aw = p.axis[2];
   Run* out = runs;
   Tap tap = tap_at(p, b.tap0);
   std::int64_t row[kMaxSegments], first[kMaxSegments];
@@ -240,14 +241,11 @@ inline std::int64_t list_runs(const Dense& p, const Block& b, const Segment* seg
     if (t == b.tap0 || tap.w == 0)  // a new row of the window
       for (std::int64_t s = 0; s < count; ++s) {
         const Segment& g = segments[s];
-        const std::int64_t in_d = g.d * ad.step + ad.offset + tap.d * ad.offset_step;
-        const std::int64_t in_h = g.h * ah.step + ah.offset + tap.h * ah.offset_step;
-        const bool inside = in_d >= 0 && in_d < ad.source && in_h >= 0 && in_h < ah.source;
-        row[s] = inside ? g.n * p.src_n + in_d * ad.source_stride + in_h * ah.source_stride : -1;
+        row[s] = source_row(p, g, tap);
         first[s] = g.w * aw.step + aw.offset + tap.w * aw.offset_step;
         const std::int64_t low = g.w * aw.step + aw.offset + imin(0, reach);
         const std::int64_t high = (g.w + g.len - 1) * aw.step + aw.offset + imax(0, reach);
-        inner[s] = inside && low >= 0 && high < aw.source;
+        inner[s] = row[s] >= 0 && low >= 0 && high < aw.source;
       }
     for (std::int64_t s = 0; s < count; ++s) {
       const std::int32_t at = dst + static_cast<std::int32_t>(segments[s].at);
@@ -272,7 +270,7 @@ inline void copy_run_loosely(C* dst, const S* src, std::int64_t stride, std::int
     for (std::int64_t i = 0; i < n; i += L) store(dst + i, load(src + i));
   } else if (stride == 2 && src + 2 * ceil_div(n, L) * L <= end) {
     for (std::int64_t i = 0; i < n; i += L)
-      store(dst + i, even_lanes<C>(load(src + 2 * i), load(src + 2 * i + L)));
+      store(dst + i, even_lanes(load(src + 2 * i), load(src + 2 * i + L), kEachLane<C>));
   } else {
     for (std::int64_t i = 0; i < n; ++i) dst[i] = load1(src + i * stride);
   }

@@ -56,7 +56,7 @@ std::int64_t pack_joined_pixels(const Axis& a, const Segment& g, const S* row, c
 template <class S, class C>
 void pack_channel_rows(const Dense& p, std::int64_t group, const Block& b, const Segment* segments,
                        std::int64_t count, C* dst, std::int64_t ldk) {
-  const Axis &ad = p.axis[0], &ah = p.axis[1], &aw = p.axis[2];
+  const Axis& aw = p.axis[2];
   const S* src = static_cast<const S*>(p.src) + (group * p.red_c + b.c0) * p.src_c;
   const std::int64_t channels = b.c1 - b.c0;
   const bool joined = p.src_c == 1 && aw.offset_step == 1 && aw.source_stride == channels;
@@ -65,10 +65,9 @@ void pack_channel_rows(const Dense& p, std::int64_t group, const Block& b, const
     const std::int64_t w_end = imin(aw.taps, tap.w + (b.tap1 - t));
     for (std::int64_t s = 0; s < count; ++s) {
       const Segment& g = segments[s];
-      const std::int64_t in_d = g.d * ad.step + ad.offset + tap.d * ad.offset_step;
-      const std::int64_t in_h = g.h * ah.step + ah.offset + tap.h * ah.offset_step;
-      const bool inside = in_d >= 0 && in_d < ad.source && in_h >= 0 && in_h < ah.source;
-      const S* row = src + g.n * p.src_n + in_d * ad.source_stride + in_h * ah.source_stride;
+      const std::int64_t start = source_row(p, g, tap);
+      const bool inside = start >= 0;
+      const S* row = src + start;
       C* out = dst + g.at * ldk + (t - b.tap0) * channels;
       std::int64_t i = 0;
       if (inside && joined) {
@@ -105,14 +104,13 @@ struct PointerTable {
 template <class C>
 C* point_run(const Dense& p, const C* src, const PointerTable<C>& out, const Tap& tap,
              const Segment* segments, std::int64_t count, std::int64_t run, std::int64_t runs, C* copy) {
-  const Axis &ad = p.axis[0], &ah = p.axis[1], &aw = p.axis[2];
+  const Axis& aw = p.axis[2];
   const std::int64_t taps = out.joined ? aw.taps : 1;
   for (std::int64_t s = 0; s < count; ++s) {
     const Segment& g = segments[s];
-    const std::int64_t in_d = g.d * ad.step + ad.offset + tap.d * ad.offset_step;
-    const std::int64_t in_h = g.h * ah.step + ah.offset + tap.h * ah.offset_step;
-    const bool inside = in_d >= 0 && in_d < ad.source && in_h >= 0 && in_h < ah.source;
-    const C* row = src + g.n * p.src_n + in_d * ad.source_stride + in_h * ah.source_stride;
+    const std::int64_t start = source_row(p, g, tap);
+    const bool inside = start >= 0;
+    const C* row = src + start;
     std::int64_t in_w = g.w * aw.step + aw.offset + tap.w * aw.offset_step;
     std::int64_t panel = g.at / kRows, m = g.at % kRows;
     for (std::int64_t i = 0; i < g.len; ++i, in_w += aw.step) {

@@ -12,12 +12,11 @@ inline constexpr std::int64_t kWeightBytes = 256 << 10;  // half of L2
 template <class C>
 struct Plan {
   bool channel_rows;
-  bool same_type;  // storage is the compute type
-  bool in_place;   // rows of channels follow each other in the source
-  bool indirect;   // they are read through a table of pointers,
-  bool joined;     // one per row of the window
-  bool paired;     // two groups of a vector of channels each, side by side in a tile
-  bool windowed;   // pixels across: rows of a padded copy, shifted by each tap, in place of patches
+  bool in_place;  // rows of channels follow each other in the source
+  bool indirect;  // they are read through a table of pointers,
+  bool joined;    // one per row of the window
+  bool paired;    // two groups of a vector of channels each, side by side in a tile
+  bool windowed;  // pixels across: rows of a padded copy, shifted by each tap, in place of patches
   Cut cut;
   std::int64_t chain;  // limit of a chain of FMAs
   std::int64_t span;   // pixels across: packed at a time
@@ -84,8 +83,8 @@ inline bool rows_follow(const Dense& d, const Cut& cut) {
 // whatever the stride of a width of one says.
 inline bool window_rows_join(const Dense& d) {
   const Axis& w = d.axis[2];
-  return d.src_c == 1 && d.groups == 1 && d.red_c <= kMostJoined && w.taps > 1 && w.taps * d.red_c <= kMaxDepth &&
-         w.offset_step == 1 && w.source_stride == d.red_c;
+  return d.src_c == 1 && d.groups == 1 && d.red_c <= kMostJoined && w.taps > 1 &&
+         w.taps * d.red_c <= kMaxDepth && w.offset_step == 1 && w.source_stride == d.red_c;
 }
 
 // Whether rows of a padded copy beat packed patches. They need no packing (about 10 cycles per term and panel
@@ -121,10 +120,10 @@ inline std::int64_t chain(const Cut& cut) {
   return cut.taps == 1 ? imax(64, limit) : limit;
 }
 
+// same_type: storage is the compute type.
 template <class C>
 Plan<C> make_plan(const Dense& d, bool same_type) {
   Plan<C> p{};
-  p.same_type = same_type;
   p.channel_rows = d.dst_c == 1 && !(d.out_c == 1 && d.axis[2].out_stride == 1);
   p.joined = p.channel_rows && same_type && window_rows_join(d);
   p.cut = make_cut(d, p.channel_rows, p.joined ? d.axis[2].taps : 1);
@@ -134,7 +133,7 @@ Plan<C> make_plan(const Dense& d, bool same_type) {
   p.panel = p.channel_rows ? kCols<C> : kRows;
   p.panels = ceil_div(d.out_c, p.panel);
   p.weights = p.panels * p.panel * tap_count(d) * d.red_c;
-  const bool readable = p.channel_rows && p.same_type && d.src_c == 1;
+  const bool readable = p.channel_rows && same_type && d.src_c == 1;
   p.in_place = readable && rows_follow(d, p.cut);
   p.indirect = readable && !p.in_place && (p.joined || d.red_c / p.cut.channel_blocks >= kLeastIndirect);
   p.paired = p.indirect && d.out_c == kLanes<C> && p.cut.channel_blocks == 1;

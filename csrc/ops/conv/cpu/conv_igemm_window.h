@@ -5,8 +5,10 @@
 //   copy[c][d][h][w]     channels of the block, planes under the window, rows and columns that the task needs
 //   P[(c, t)][pixel]  =  copy + rows[(c, t)] + h * pitch + w      for the pixel (h, w) of the task
 //
-// For unit steps along w. Nothing is packed per tap, but a row of outputs is a unit of tiles: 14 pixels
-// take 16. Include after conv_igemm_plan.h.
+// For unit steps along w. Nothing is packed per tap, but a row of outputs is a unit of tiles: 14 pixels take
+// 16.
+//
+// Include after conv_igemm_plan.h.
 #pragma once
 
 namespace convnorm::conv {

@@ -122,7 +122,7 @@ namespace {
 
 template <template <class> class Method, class Params>
 void run(const Params& p) {
-  by_dtype(p.dtype, [&](auto t) { Method<decltype(t)>(p).run(); });
+  dispatch(p.dtype, [&](auto t) { Method<decltype(t)>(p).run(); });
 }
 
 }  // namespace

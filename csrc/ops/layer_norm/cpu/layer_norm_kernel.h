@@ -133,7 +133,7 @@ namespace convnorm::layer_norm {
 namespace {
 
 inline void run_forward(const Forward& p) {
-  by_dtype(p.dtype, [&](auto t) {
+  dispatch(p.dtype, [&](auto t) {
     using T = decltype(t);
     p.weight || p.bias ? RowsForward<T, true>(p).run() : RowsForward<T, false>(p).run();
   });
@@ -141,7 +141,7 @@ inline void run_forward(const Forward& p) {
 
 template <bool kColumns>
 inline void run_backward(const Backward& p) {
-  by_dtype(p.dtype, [&](auto t) {
+  dispatch(p.dtype, [&](auto t) {
     using T = decltype(t);
     p.grad_weight ? RowsBackward<T, true>(p).template run<kColumns>()
                   : RowsBackward<T, false>(p).template run<kColumns>();

@@ -182,10 +182,7 @@ void planes_of(const Params& p, const T* input, T* output, std::int64_t* indices
   parallel_for(ceil_div(p.n * p.c, lanes) * p.out[0], ceil_div(65536, lanes * plane(p)),
                [&](std::int64_t begin, std::int64_t end) {
                  PlaneMax<T, kRecord> work{p};
-                 Arena arena;
-                 work.carve(arena);
-                 arena = {static_cast<char*>(scratch_bytes(Slot::local, arena.used)), 0};
-                 work.carve(arena);
+                 carve_scratch(Slot::local, [&](Arena& arena) { work.carve(arena); });
                  for (std::int64_t task = begin; task < end; ++task) {
                    const std::int64_t q = task / p.out[0] * lanes;
                    work.from = plane_group(input, p.input.n, p.input.c, p.n, p.c, q);

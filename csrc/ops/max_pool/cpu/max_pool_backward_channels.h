@@ -120,10 +120,7 @@ void backward_channels_of(const Params& p, const void* grad_output, const void* 
   constexpr bool kIndex = std::is_same_v<A, std::int64_t>;
   const std::int64_t row_cost = p.in[2] * p.c;
   parallel_for(p.n * p.in[0] * p.in[1], ceil_div(65536, row_cost), [&](std::int64_t begin, std::int64_t end) {
-    Arena arena;
-    carve_covers(p, arena);
-    arena = {static_cast<char*>(scratch_bytes(Slot::local, arena.used)), 0};
-    const CoverLists lists = carve_covers(p, arena);
+    const CoverLists lists = carve_scratch(Slot::local, [&](Arena& arena) { return carve_covers(p, arena); });
     list_columns<kIndex>(p, lists);
     for (std::int64_t task = begin; task < end; ++task) {
       const std::int64_t n = task / p.in[1] / p.in[0], id = task / p.in[1] % p.in[0], ih = task % p.in[1];

@@ -273,7 +273,7 @@ void spread_rows(const Params& p, const T* grad_output, const std::uint8_t* argm
                                             argmax,
                                             argmax + extent(p, p.argmax, p.out),
                                             grad_input + end * plane(p)};
-    carve_scratch(rows);
+    carve_scratch(Slot::local, [&](Arena& arena) { rows.carve(arena); });
     each_plane_start(p, begin, end, [&](std::int64_t q, const PlaneStart& start) {
       rows.spread_plane(grad_output + start.output, argmax + start.argmax, grad_input + q * plane(p));
     });

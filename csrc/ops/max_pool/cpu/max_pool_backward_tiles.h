@@ -111,7 +111,7 @@ void backward_tiles_of(const Params& p, const T* grad_output, const A* argmax, T
   parallel_for(tasks, ceil_div(16384, row * p.window.kernel[1]), [&](std::int64_t begin, std::int64_t end) {
     TileSpread<T, A> tiles{p, grad_output + extent(p, p.output, p.out), argmax + extent(p, p.argmax, p.out),
                            start(end)};
-    carve_scratch(tiles);
+    carve_scratch(Slot::local, [&](Arena& arena) { tiles.carve(arena); });
     for (std::int64_t t = begin; t < end; ++t) tiles.run(t, grad_output, argmax, start(t), start(t + 1));
   });
 }

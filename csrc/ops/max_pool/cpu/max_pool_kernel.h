@@ -4,6 +4,7 @@
 // to a byte or widened to an index only when it is stored.
 #pragma once
 
+#include "cpu/arena.h"
 #include "cpu/vec.h"
 
 namespace convnorm::max_pool {
@@ -107,27 +108,6 @@ inline void with_argmax(Argmax kind, F&& f) {
       f(static_cast<void*>(nullptr));
       break;
   }
-}
-
-// Takes pieces off a block of scratch memory, each aligned to 64 bytes; sizes are found by a first, unbacked
-// pass.
-struct Arena {
-  char* base = nullptr;
-  std::size_t used = 0;
-  template <class T>
-  T* take(std::int64_t count) {
-    T* piece = reinterpret_cast<T*>(base + used);
-    used += (static_cast<std::size_t>(count) * sizeof(T) + 63) / 64 * 64;
-    return piece;
-  }
-};
-
-template <class Pool>
-inline void carve_scratch(Pool& pool) {
-  Arena arena;
-  pool.carve(arena);
-  arena = {static_cast<char*>(scratch_bytes(Slot::local, arena.used)), 0};
-  pool.carve(arena);
 }
 
 }  // namespace

@@ -128,7 +128,7 @@ void forward_pairs_of(const Params& p, const T* input, T* output, std::uint8_t* 
   parallel_for(p.n * p.c, planes_per_task(plane(p)), [&](std::int64_t begin, std::int64_t end) {
     const Params task = join ? tall_plane(p, end - begin) : p;
     PairPool<kRecord, T> pool{task, input + extent(p, p.input, p.in), output + end * outputs};
-    carve_scratch(pool);
+    carve_scratch(Slot::local, [&](Arena& arena) { pool.carve(arena); });
     each_plane_start(p, begin, join ? begin + 1 : end, [&](std::int64_t q, const PlaneStart& start) {
       for (std::int64_t od = 0; od < p.out[0]; ++od) {
         const std::int64_t to = q * outputs + od * slab;
@@ -260,7 +260,7 @@ void backward_pairs_of(const Params& p, const T* grad_output, const std::uint8_t
     const Params task = join ? tall_plane(p, end - begin) : p;
     PairSpread<T> pairs{task, grad_output + extent(p, p.output, p.out), argmax + extent(p, p.argmax, p.out),
                         grad_input + end * plane(p)};
-    carve_scratch(pairs);
+    carve_scratch(Slot::local, [&](Arena& arena) { pairs.carve(arena); });
     each_plane_start(p, begin, join ? begin + 1 : end, [&](std::int64_t q, const PlaneStart& start) {
       T* to = grad_input + q * plane(p);
       for (std::int64_t od = 0; od < p.out[0]; ++od)

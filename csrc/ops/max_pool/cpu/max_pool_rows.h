@@ -64,15 +64,6 @@ inline RowPlan plan_rows(const Params& p, std::int64_t lanes) {
 
 // --- packing -------------------------------------------------------------------------------------
 
-template <class V, int... i>
-inline V even_lanes(V a, V b, std::integer_sequence<int, i...>) {
-  return __builtin_shufflevector(a, b, (2 * i)...);
-}
-template <class V, int... i>
-inline V odd_lanes(V a, V b, std::integer_sequence<int, i...>) {
-  return __builtin_shufflevector(a, b, (2 * i + 1)...);
-}
-
 // The slots [begin, end) of n whose source element first + stride*slot lies in [0, width).
 struct Slots {
   std::int64_t begin, end;
@@ -99,13 +90,12 @@ inline void copy_row(const T* from, C* to, std::int64_t n) {
 template <class T, class C>
 inline void split_row(const T* from, C* even, C* odd, std::int64_t n) {
   constexpr int lanes = kLanes<C>;
-  constexpr auto lane = std::make_integer_sequence<int, lanes>{};
   std::int64_t i = 0;
   while (n >= lanes && i < n) {
     i = imin(i, n - lanes);
     const auto a = load(from + 2 * i), b = load(from + 2 * i + lanes);
-    store(even + i, even_lanes(a, b, lane));
-    store(odd + i, odd_lanes(a, b, lane));
+    store(even + i, even_lanes(a, b, kEachLane<C>));
+    store(odd + i, odd_lanes(a, b, kEachLane<C>));
     i += lanes;
   }
   for (; i < n; ++i) {
@@ -349,7 +339,7 @@ void forward_rows_of(const Params& p, const void* input, void* output, void* arg
   const RowPlan r = plan_rows(p, kLanes<compute_t<T>>);
   parallel_for(r.groups * p.out[0] * r.row_tasks, 1, [&](std::int64_t begin, std::int64_t end) {
     RowPool<T, A> pool{p, r, static_cast<const T*>(input), static_cast<T*>(output), static_cast<A*>(argmax)};
-    carve_scratch(pool);
+    carve_scratch(Slot::local, [&](Arena& arena) { pool.carve(arena); });
     pool.prepare();
     for (std::int64_t task = begin; task < end; ++task) pool.run(task);
   });

@@ -64,9 +64,6 @@ inline std::int64_t rows_within(std::int64_t room, std::int64_t width, std::int6
 
 // --- lanes ---------------------------------------------------------------------------------------
 
-template <class C>
-constexpr auto kEachLane = std::make_integer_sequence<int, kLanes<C>>{};
-
 template <class C, int... i>
 inline ivec<C> counting(std::integer_sequence<int, i...>) {
   return ivec<C>{i...};
@@ -78,15 +75,6 @@ template <class C>
 inline ivec<C> outside(std::int64_t j, std::int64_t columns) {
   const ivec<C> o = counting<C>(kEachLane<C>) + splat_code<C>(j);
   return (o < splat_code<C>(0)) | (o >= splat_code<C>(columns));
-}
-
-template <class V, int... i>
-inline V interleave_low(V a, V b, std::integer_sequence<int, i...>) {
-  return __builtin_shufflevector(a, b, (i / 2 + i % 2 * int(sizeof...(i)))...);
-}
-template <class V, int... i>
-inline V interleave_high(V a, V b, std::integer_sequence<int, i...>) {
-  return __builtin_shufflevector(a, b, (i / 2 + int(sizeof...(i)) / 2 + i % 2 * int(sizeof...(i)))...);
 }
 
 // to[0, 2 lanes) = even[0], odd[0], even[1], ...
