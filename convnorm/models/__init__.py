@@ -1,4 +1,4 @@
-"""Small reference networks: LeNet-5, which torch.nn or convnorm.nn can fill, and others in plain torch.nn to convert."""
+"""Small reference networks: LeNet-5, which torch.nn or convnorm.nn can fill; others in plain torch.nn, to convert."""
 
 from .lenet import LeNet5
 from .mobilenet import MobileNetV2

@@ -1,4 +1,4 @@
-"""ResNet-18 and ResNet-50 (He and others 2015, https://arxiv.org/abs/1512.03385), with torchvision's parameter names."""
+"""ResNet-18 and ResNet-50 (He and others 2015, https://arxiv.org/abs/1512.03385), with torchvision's names."""
 
 from __future__ import annotations
 
@@ -81,12 +81,14 @@ class ResNet(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         inputs = width
+        stages = []
         for stage, count in enumerate(blocks):
             layers = []
             for i in range(count):
                 layers.append(block(inputs, width << stage, stride=2 if stage and not i else 1))
                 inputs = (width << stage) * block.expansion
-            self.add_module(f"layer{stage + 1}", nn.Sequential(*layers))
+            stages.append(nn.Sequential(*layers))
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(inputs, num_classes)
 
