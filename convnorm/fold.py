@@ -99,7 +99,8 @@ def _compare(before: list[Tensor], after: list[Tensor], exact: list[Tensor], sin
     for old, new, reference, coarse in zip(before, after, exact, single, strict=True):
         unit = torch.finfo(old.dtype).eps / torch.finfo(coarse.dtype).eps
         own = max_error(coarse, reference) * unit
-        found.append((max_error(new, reference), error_bound(own, reference, old.dtype, units=1 + math.ceil(math.sqrt(folds)))))
+        bound = error_bound(own, reference, old.dtype, units=1 + math.ceil(math.sqrt(folds)))
+        found.append((max_error(new, reference), bound))
     return max(found, key=lambda pair: pair[0] / pair[1] if pair[1] else pair[0])
 
 

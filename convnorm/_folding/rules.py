@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from .._selection import Selection, names_of
 from .arithmetic import BatchNorm, Fold, Layer, dimensions, folded, remainder
-from .trace import hooked, reads_values
+from .trace import hooked, plain_forward, reads_values
 
 _LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 
@@ -28,10 +28,8 @@ def obstacle(module: nn.Module) -> str:
         return "its weights are parametrised (computed anew on every call)"
     if isinstance(module, LazyModuleMixin):
         return "it is lazy: fold after its first forward"
-    if not type(module).__module__.startswith(("torch.nn.modules.", "convnorm.nn.")):
-        return f"its class {type(module).__name__} is not torch's or convnorm's own and may compute something else"
-    if {"forward", "_conv_forward"} & vars(module).keys():
-        return "its forward was replaced on this instance"
+    if not plain_forward(module):
+        return f"its forward is not torch's or convnorm's own ({type(module).__name__}) and may compute something else"
     if hooked(module):
         return "it has hooks, which would see other values"
     weights = [t for t in module._parameters.values() if t is not None]
@@ -88,7 +86,7 @@ class Traced:
         if isinstance(source, fx.Node) and source.op == "call_module":
             layer = self.model.get_submodule(source.target)  # type: ignore[arg-type]
         if not isinstance(layer, _LAYERS):
-            raise Refused(f"it follows {source}, which is no convolution or linear layer")
+            raise Refused(f"it follows {_describe(source, layer)}, which is no convolution or linear layer")
         assert isinstance(source, fx.Node)
         name = str(source.target)
         try:
@@ -106,6 +104,14 @@ class Traced:
         if dimensions(norm) not in (None, dimensions(layer)) or norm.num_features != channels:
             raise Refused(f"it does not fit the output of {name}: {type(layer).__name__} with {channels} channels")
         return name, layer
+
+
+def _describe(source: object, module: nn.Module | None) -> str:
+    if isinstance(source, fx.Node) and module is not None:
+        return f"{source.target} ({type(module).__name__})"
+    if isinstance(source, fx.Node) and source.op == "placeholder":
+        return "an input of the model"
+    return f"a call of {source}"
 
 
 def decide(traced: Traced, norm: BatchNorm) -> Fold:

@@ -23,6 +23,7 @@ _ATTRIBUTES = {"shape", "dtype", "device", "ndim", "layout", "is_cuda", "require
 _METHODS = {"size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous", "element_size",
             "is_floating_point", "is_complex", "get_device"}  # fmt: skip
 _FUNCTIONS = {torch.numel, torch.is_floating_point, torch.is_complex}
+FOLDABLE = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm)
 _PLAIN = (fx.Proxy, Tensor, bool, int, float, str, type(None))  # outputs that hide nothing
 
 
@@ -45,8 +46,21 @@ def hooked(module: nn.Module) -> bool:
                 or module._backward_hooks or module._backward_pre_hooks)  # fmt: skip
 
 
+def plain_forward(module: nn.Module) -> bool:
+    """Whether a layer computes what torch's or convnorm's does: a subclass may add to it, but not to its forward."""
+    if {"forward", "_conv_forward"} & vars(module).keys():
+        return False
+    names = ("forward", "_conv_forward", "__call__", "__getattr__", "__getattribute__")
+    owners = [next((c for c in type(module).__mro__ if name in vars(c)), object) for name in names]
+    return all(c is object or c.__module__.startswith(("torch.nn.modules.", "convnorm.nn.")) for c in owners)
+
+
 class _Valued(fx.Proxy):
-    """A proxy that knows its value on the sample."""
+    """A proxy that knows its value on the sample, and passes for it where a model asks ``isinstance(x, Tensor)``."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return type(self.node.meta["value"])
 
     def __getattr__(self, name: str) -> Any:
         value = self.node.meta["value"]
@@ -67,8 +81,11 @@ class _Tracer(fx.Tracer):
         self.sample, self.evaluating = sample, False
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        ours = type(m).__module__.startswith("convnorm.nn.")
+        ours = type(m).__module__.startswith("convnorm.nn.") or (isinstance(m, FOLDABLE) and plain_forward(m))
         return ours or hooked(m) or super().is_leaf_module(m, module_qualified_name)
+
+    def create_arg(self, a: Any) -> Any:
+        return a.node if issubclass(type(a), fx.Proxy) else super().create_arg(a)  # whatever its __class__ says
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list]:
         """Placeholders for the sample's tensors, or without a sample for every argument that must be given."""
