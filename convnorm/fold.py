@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ._console import plain_table
 from ._folding.arithmetic import BatchNorm, Fold
 from ._folding.rules import Refused, Traced, decide
-from ._folding.trace import Untraceable, trace
+from ._folding.trace import Untraceable, duplicate, trace
 from ._selection import Selection, Selectors, names_of
 from .testing import error_bound, max_error
 
@@ -76,7 +75,7 @@ def _outputs(model: nn.Module, sample: _Sample, dtype: torch.dtype | None = None
     args, kwargs = tree_map(own, sample)
     with torch.no_grad():
         try:
-            found = (model if dtype is None else copy.deepcopy(model).to(dtype))(*args, **kwargs)
+            found = (model if dtype is None else duplicate(model).to(dtype))(*args, **kwargs)
         except Exception as error:
             if dtype is None:
                 raise  # the caller's own mistake

@@ -54,12 +54,17 @@ def dimensions(module: nn.Module) -> int | None:
     return next((n for kind, n in known.items() if isinstance(module, kind)), None)
 
 
+def needed_rank(layer: Layer, norm: BatchNorm) -> int | None:
+    """The rank of the layer's output with the channels in dimension 1; None where the batch norm takes no other."""
+    if dimensions(norm) not in (1, None):
+        return None
+    return 2 if isinstance(layer, nn.Linear) else len(layer.kernel_size) + 2
+
+
 def remainder(layer: Layer, norm: BatchNorm, residual: bool) -> nn.Module:
     """The module that takes the batch norm's place."""
     act = norm.act if isinstance(norm, _BatchNormAct) else None
-    rank = None
-    if dimensions(norm) in (1, None):  # the batch norms that take more than one rank
-        rank = 2 if isinstance(layer, nn.Linear) else len(layer.kernel_size) + 2
+    rank = needed_rank(layer, norm)
     if residual or rank is not None:
         return Folded(rank, act)
     return nn.ReLU() if act == "relu" else nn.Identity()

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._pytree import tree_leaves
 
 from .._selection import Selection, names_of
-from .arithmetic import BatchNorm, Fold, Layer, dimensions, folded, remainder
+from .arithmetic import BatchNorm, Fold, Layer, dimensions, folded, needed_rank, remainder
 from .trace import hooked, plain_forward, reads_values
 
 _LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
@@ -103,6 +103,9 @@ class Traced:
         channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
         if dimensions(norm) not in (None, dimensions(layer)) or norm.num_features != channels:
             raise Refused(f"it does not fit the output of {name}: {type(layer).__name__} with {channels} channels")
+        value, rank = source.meta.get("value"), needed_rank(layer, norm)
+        if isinstance(value, Tensor) and rank not in (None, value.dim()):
+            raise Refused(f"the {value.dim()}D output of {name} has its channels in another dimension than 1")
         return name, layer
 
 

@@ -64,7 +64,8 @@ class _Valued(fx.Proxy):
 
     def __getattr__(self, name: str) -> Any:
         value = self.node.meta["value"]
-        return getattr(value, name) if name in _ATTRIBUTES and hasattr(value, name) else super().__getattr__(name)
+        private = name.startswith("_")  # such as what isinstance(x, Parameter) looks for
+        return getattr(value, name) if private or name in _ATTRIBUTES else super().__getattr__(name)
 
     def __len__(self) -> int:
         return len(self.node.meta["value"])
@@ -146,6 +147,15 @@ class _Tracer(fx.Tracer):
         return attr_val if self.evaluating else super().getattr(attr, attr_val, parameter_proxy_cache)
 
 
+def duplicate(model: nn.Module, share: bool = False) -> nn.Module:
+    """A deep copy; with ``share`` the parameters are the model's own.
+
+    Results of a forward that a module keeps (torch's older weight norm does) have no deep copy, and are shared.
+    """
+    kept = [t for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor) and not t.is_leaf]
+    return copy.deepcopy(model, {id(t): t for t in (*kept, *(model.parameters() if share else ()))})
+
+
 def trace(model: nn.Module, sample: tuple[tuple, dict] | None) -> tuple[nn.Module, fx.Graph]:
     """A copy of ``model`` that shares its parameters, and the graph of its forward.
 
@@ -155,7 +165,7 @@ def trace(model: nn.Module, sample: tuple[tuple, dict] | None) -> tuple[nn.Modul
         Untraceable: the model cannot be copied or followed, or keeps tensors in its attributes.
     """
     try:
-        twin = copy.deepcopy(model, {id(p): p for p in model.parameters()})
+        twin = duplicate(model, share=True)
         with torch.no_grad():
             graph = _Tracer(sample).trace(twin)
     except Exception as error:  # whatever the model's own code raises when it meets a proxy
