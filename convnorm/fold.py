@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch import nn
 
 from ._console import plain_table
 from ._folding.arithmetic import BatchNorm, Fold
 from ._folding.rules import Refused, Traced, decide
-from ._folding.trace import Untraceable, duplicate, trace
+from ._folding.trace import Untraceable, trace
+from ._folding.verify import Check, Sample
 from ._selection import Selection, Selectors, names_of
-from .testing import error_bound, max_error
-
-_Sample = tuple[tuple, dict]
 
 
 @dataclass(frozen=True)
@@ -41,7 +36,7 @@ class FoldReport:
 
     entries: list[FoldEntry]
     refusal: str = ""  # why nothing was folded, where that has one reason for the whole model
-    error: float | None = None  # largest difference to the outputs before, on the sample
+    error: float | None = None  # largest error of an output on the sample, against float64
     bound: float | None = None  # what that may be
 
     @property
@@ -59,60 +54,19 @@ class FoldReport:
         return "\n".join([head, *([plain_table(("batch norm", "kind", "result"), rows, left=3)] if rows else [])])
 
 
-def _arguments(sample: Any) -> _Sample:
+def _arguments(sample: Any) -> Sample:
     if isinstance(sample, dict):
         return (), sample
     return (sample if isinstance(sample, tuple) else (sample,)), {}
 
 
-def _outputs(model: nn.Module, sample: _Sample, dtype: torch.dtype | None = None) -> list[Tensor]:
-    """The floating-point tensors that the model returns, or those of a copy of it in another dtype."""
-    def own(x: Any) -> Any:
-        if not isinstance(x, Tensor):
-            return x
-        return x.clone() if dtype is None or not x.is_floating_point() else x.to(dtype, copy=True)
-
-    args, kwargs = tree_map(own, sample)
-    with torch.no_grad():
-        try:
-            found = (model if dtype is None else duplicate(model).to(dtype))(*args, **kwargs)
-        except Exception as error:
-            if dtype is None:
-                raise  # the caller's own mistake
-            raise RuntimeError(f"fold: the outputs on the sample are compared with those of a copy in {dtype}, "
-                               f"which does not run: {error}") from error  # fmt: skip
-    return [x.clone() for x in tree_leaves(found) if isinstance(x, Tensor) and x.is_floating_point()]
-
-
-def _compare(before: list[Tensor], after: list[Tensor], exact: list[Tensor], single: list[Tensor],
-             folds: int) -> tuple[float, float]:
-    """(error, bound) of the output that comes nearest to its bound, or is furthest beyond it.
-
-    ``exact`` is from a float64 copy. The bound is testing's for one computation against another, with a rounding unit
-    more for the weights of every fold; independent roundings add up as the root of their number. A float64 model is
-    its own reference; what it loses is estimated from ``single``, a float32 copy.
-    """
-    if not before:
-        raise ValueError("fold: the model returns no floating-point tensor that could be compared on the sample")
-    found = []
-    for old, new, reference, coarse in zip(before, after, exact, single, strict=True):
-        unit = torch.finfo(old.dtype).eps / torch.finfo(coarse.dtype).eps
-        own = max_error(coarse, reference) * unit
-        bound = error_bound(own, reference, old.dtype, units=1 + math.ceil(math.sqrt(folds)))
-        found.append((max_error(new, reference), bound))
-    return max(found, key=lambda pair: pair[0] / pair[1] if pair[1] else pair[0])
-
-
-def _carry_out_and_compare(model: nn.Module, folds: list[Fold], inputs: _Sample,
-                           before: list[Tensor]) -> tuple[float, float]:
+def _carry_out(model: nn.Module, folds: list[Fold], check: Check) -> tuple[float, float]:
     """Folds, or raises and leaves the model as it was."""
-    exact = _outputs(model, inputs, torch.float64)
-    single = _outputs(model, inputs, torch.float32) if any(t.dtype == torch.float64 for t in before) else before
     undo: list[Callable[[], None]] = []
     try:
         for fold in folds:
             undo.append(fold.carry_out(model))
-        error, bound = _compare(before, _outputs(model, inputs), exact, single, len(folds))
+        error, bound = check.compare(model)
         if not error <= bound:
             raise RuntimeError(f"fold: the outputs on the sample differ by {error:.3g}, more than the {bound:.3g} that "
                                f"rounding explains; the model is as it was")  # fmt: skip
@@ -166,7 +120,7 @@ def fold(model: nn.Module, sample: Any = None, *, exclude: Selectors = ()) -> Fo
 
     Raises:
         RuntimeError: the model is in training mode; or the outputs on the sample differ by more than rounding explains
-            (twice the model's own error against float64, and the rounding of the weights), and the model is as it was.
+            (twice the model's own error or what a unit in every weight does, and a unit), and the model is as it was.
         ValueError: a name in exclude matches nothing; the model returns nothing that could be compared.
 
     Source: the same identity as :func:`torch.nn.utils.fusion.fuse_conv_bn_eval`.
@@ -182,15 +136,15 @@ def fold(model: nn.Module, sample: Any = None, *, exclude: Selectors = ()) -> Fo
         selection.has(module, names)
     selection.check_used()
     inputs = None if sample is None else _arguments(sample)
-    before = [] if inputs is None else _outputs(model, inputs)
+    check = None if inputs is None else Check(model, inputs)
     try:
         traced = Traced(*trace(model, inputs), selection)
     except Untraceable as reason:
         return _untraced(model, reason)
     entries, folds = _plan(traced)
-    if inputs is None:
+    if check is None:
         for found in folds:
             found.carry_out(model)
         return FoldReport(entries)
-    error, bound = _carry_out_and_compare(model, folds, inputs, before)
+    error, bound = _carry_out(model, folds, check)
     return FoldReport(entries, error=error, bound=bound)

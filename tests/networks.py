@@ -61,11 +61,19 @@ def seen_by_layers(model, inputs):
 
 
 def layer_results(layer, x, grad):
-    """Output, gradient of the input, gradients of the parameters in a row, buffers."""
+    """Output, gradient of the input, gradients of the parameters in a row, buffers.
+
+    Running statistics are one row, means and standard deviations: a mean that happens to be near zero is as exact as
+    the spread of its channel allows, not as its own size suggests.
+    """
     x = x.requires_grad_()
     out = layer(x)
     found = torch.autograd.grad(out, [x, *layer.parameters()], grad)
-    return [out.detach(), found[0], torch.cat([torch.zeros(1), *(g.flatten() for g in found[1:])]), *layer.buffers()]
+    buffers = dict(layer.named_buffers())
+    if "running_mean" in buffers:
+        buffers["running"] = torch.cat([buffers.pop("running_mean"), buffers.pop("running_var").sqrt()])
+    parameters = torch.cat([torch.zeros(1), *(g.flatten() for g in found[1:])])
+    return [out.detach(), found[0], parameters, *buffers.values()]
 
 
 def check_layers(model, *inputs):
