@@ -19,12 +19,13 @@ endif
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check
 CXX_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test bench lint format clean check-tools
+.PHONY: help demo test test-models bench lint format clean check-tools
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo     train LeNet-5 on digits with torch's layers and with convnorm's, side by side"
 	@echo "make test     all tests"
+	@echo "make test-models  whole models of transformers, MONAI and diffusers, which it installs"
 	@echo "make bench    benchmarks against torch (BENCH='options of convnorm bench')"
 	@echo "make lint     ruff, mypy, clang-format in checking mode"
 	@echo "make format   ruff and clang-format, in place"
@@ -73,6 +74,14 @@ demo: $(STATE)/build
 
 test: $(STATE)/build $(STATE)/requirements-dev
 	@$(RUN) -m pytest -n 2 $(TEST)
+
+$(STATE)/requirements-models: requirements-models.txt $(STATE)/requirements-dev
+	@echo "convnorm: installing transformers, MONAI and diffusers (once)"
+	@$(INSTALL) -r requirements-models.txt
+	@touch $@
+
+test-models: $(STATE)/build $(STATE)/requirements-models
+	@$(RUN) -m pytest -n 2 tests/test_published_models.py $(TEST)
 
 bench: $(STATE)/build $(STATE)/requirements-dev
 	@$(RUN) -m convnorm bench $(BENCH)

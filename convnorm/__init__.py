@@ -14,6 +14,7 @@ __version__ = _C.build_info()["version"]
 from . import analysis, backends, data, flops, functional, models, nn, onnx
 from .convert import conversion_report, convert, revert
 from .explain import explain
+from .fold import fold
 
 __all__ = [
     "__version__",
@@ -24,6 +25,7 @@ __all__ = [
     "data",
     "explain",
     "flops",
+    "fold",
     "functional",
     "models",
     "nn",

@@ -7,18 +7,14 @@ they are. Only exact types are swapped: a subclass may override forward.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from . import nn as convnorm_nn
-
-Selector = str | type | Callable[[str, nn.Module], bool]
-Selectors = Selector | Iterable[Selector]
+from ._selection import Selection, Selectors, names_of
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _DEVICES = ("cpu", "meta")
@@ -66,42 +62,6 @@ class ConversionReport:
         return "\n".join(lines)
 
 
-def _named(model: nn.Module) -> dict[int, tuple[nn.Module, list[str]]]:
-    found: dict[int, tuple[nn.Module, list[str]]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        found.setdefault(id(module), (module, []))[1].append(name)
-    return found
-
-
-class _Selection:
-    """Names (with globs; a match takes in what is inside), types and predicates."""
-
-    def __init__(self, argument: str, selectors: Selectors) -> None:
-        single = isinstance(selectors, (str, type)) or callable(selectors)
-        self.argument = argument
-        self.items: list[Selector] = [selectors] if single else list(selectors)  # type: ignore[list-item,arg-type]
-        for item in self.items:
-            if not isinstance(item, (str, type)) and not callable(item):
-                raise TypeError(f"convert: {argument} {item!r} must be a name, a type or a predicate (name, module)")
-        self.unused = {item for item in self.items if isinstance(item, str)}
-
-    def has(self, module: nn.Module, names: list[str]) -> bool:
-        hits = [item for item in self.items if self._hit(item, module, names)]
-        self.unused.difference_update(item for item in hits if isinstance(item, str))
-        return bool(hits)
-
-    def _hit(self, item: Selector, module: nn.Module, names: list[str]) -> bool:
-        if isinstance(item, type):
-            return isinstance(module, item)
-        if isinstance(item, str):
-            return any(fnmatchcase(name, item) or fnmatchcase(name, f"{item}.*") for name in names)
-        return any(item(name, module) for name in names)
-
-    def check_used(self) -> None:
-        if self.unused:
-            raise ValueError(f"convert: {self.argument} {sorted(self.unused)} matches no module of this model")
-
-
 def _obstacle(module: nn.Module, table: dict[type, type]) -> str:
     """Why a layer cannot be swapped; empty when it can."""
     kind = type(module)
@@ -122,8 +82,8 @@ def _obstacle(module: nn.Module, table: dict[type, type]) -> str:
     return ""
 
 
-def _entry(module: nn.Module, names: list[str], table: dict[type, type], exclude: _Selection,
-           only: _Selection | None) -> Entry:
+def _entry(module: nn.Module, names: list[str], table: dict[type, type], exclude: Selection,
+           only: Selection | None) -> Entry:
     excluded = exclude.has(module, names)
     wanted = only is None or only.has(module, names)
     kind, target, status = type(module), None, "kept"
@@ -146,10 +106,11 @@ def conversion_report(model: nn.Module, exclude: Selectors = (), only: Selectors
         >>> print(convnorm.conversion_report(model))
     """
     table = pairs()
-    without, within = _Selection("exclude", exclude), None if only is None else _Selection("only", only)
+    without = Selection("convert", "exclude", exclude)
+    within = None if only is None else Selection("convert", "only", only)
     known = (*table, *table.values())
     entries = []
-    for module, names in _named(model).values():
+    for module, names in names_of(model).values():
         entry = _entry(module, names, table, without, within)
         if isinstance(module, known) or not any(True for _ in module.children()):
             entries.append(entry)
