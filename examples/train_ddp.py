@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # before there is a group: imported later (DDP does), it would hold the group for good
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -152,7 +153,7 @@ def main() -> None:
     options = arguments()
     dist.init_process_group("gloo")
     train(options)
-    # Here DDP is gone. Where it outlives the group, its end can wait for a thread of gloo that waits for Python.
+    # DDP is gone, so the group ends here, with its threads. See docs/distributed.md.
     dist.destroy_process_group()
 
 
