@@ -149,9 +149,21 @@ def train(options: argparse.Namespace) -> None:
              f"{last['accuracy']:.1%}  {last['seconds']:.1f} s")
 
 
+def join() -> None:
+    """init_process_group, with a part of torchrun's store that is new after a restart.
+
+    torchrun (2.13) keeps its store, and a new process could find the address of a dead one in it and wait for that.
+    Machines count their restarts each for itself, so for several of them docs/distributed.md has another way.
+    """
+    store, rank, processes = next(dist.rendezvous("env://"))
+    if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
+        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=processes)
+
+
 def main() -> None:
     options = arguments()
-    dist.init_process_group("gloo")
+    join()
     train(options)
     # DDP is gone, so the group ends here, with its threads. See docs/distributed.md.
     dist.destroy_process_group()
