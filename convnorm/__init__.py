@@ -11,7 +11,7 @@ from . import _C
 
 __version__ = _C.build_info()["version"]
 
-from . import analysis, backends, data, flops, functional, models, nn, onnx
+from . import analysis, backends, data, distributed, flops, functional, models, nn, onnx
 from .convert import conversion_report, convert, revert
 from .explain import explain
 from .fold import fold
@@ -23,6 +23,7 @@ __all__ = [
     "conversion_report",
     "convert",
     "data",
+    "distributed",
     "explain",
     "flops",
     "fold",

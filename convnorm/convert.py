@@ -65,6 +65,8 @@ class ConversionReport:
 def _obstacle(module: nn.Module, table: dict[type, type]) -> str:
     """Why a layer cannot be swapped; empty when it can."""
     kind = type(module)
+    if kind is nn.SyncBatchNorm:
+        return "convnorm.nn.SyncBatchNorm.convert_sync_batchnorm takes it: the group may change with it"
     if kind not in table:
         base = next((t for t in table if isinstance(module, t)), None)
         if base is None:

@@ -52,18 +52,25 @@ def batch_norm_act(input: Tensor, running_mean: Tensor | None, running_var: Tens
     Example:
         >>> y = convnorm.functional.batch_norm_act(x, None, None, training=True, residual=shortcut)
     """
-    require_float("batch_norm", "input", input)
-    if act not in ("relu", None):
-        raise ValueError(f"batch_norm_act: act {act!r} must be 'relu' or None")
-    relu = act == "relu"
+    relu = check_batch_norm(input, running_mean, running_var, training, act)
     if not training:
-        if running_mean is None or running_var is None:
-            missing = "running_mean" if running_mean is None else "running_var"
-            raise RuntimeError(f"batch_norm: {missing} must be defined in evaluation mode")
         return BatchNormEval.call(input, weight, bias, residual, running_mean, running_var, eps, relu)
-    if (running_mean is None) != (running_var is None):
-        raise ValueError("running_mean and running_var must either both be None or neither be None")
     out, stats = BatchNormTrain.call(input, weight, bias, residual, eps, relu)
     if running_mean is not None:
         update_running(running_mean, running_var, stats, input, momentum)
     return out
+
+
+def check_batch_norm(
+    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, training: bool, act: str | None
+) -> bool:
+    """What is checked before the op; tells whether relu is asked for."""
+    require_float("batch_norm", "input", input)
+    if act not in ("relu", None):
+        raise ValueError(f"batch_norm_act: act {act!r} must be 'relu' or None")
+    if not training and (running_mean is None or running_var is None):
+        missing = "running_mean" if running_mean is None else "running_var"
+        raise RuntimeError(f"batch_norm: {missing} must be defined in evaluation mode")
+    if (running_mean is None) != (running_var is None):
+        raise ValueError("running_mean and running_var must either both be None or neither be None")
+    return act == "relu"

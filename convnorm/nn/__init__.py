@@ -30,6 +30,7 @@ from .pooling import (
     MaxUnpool3d,
 )
 from .sample_norm import GroupNorm, InstanceNorm1d, InstanceNorm2d, InstanceNorm3d, LayerNorm
+from .sync_batch_norm import SyncBatchNorm
 
 __all__ = [
     "AdaptiveAvgPool1d",
@@ -64,6 +65,7 @@ __all__ = [
     "MaxUnpool1d",
     "MaxUnpool2d",
     "MaxUnpool3d",
+    "SyncBatchNorm",
 ]
 
 

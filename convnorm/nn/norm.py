@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -11,9 +13,13 @@ torch.fx.wrap("_batch_norm")  # one node that holds the module: its checks, its 
 
 
 def _batch_norm(
-    self: nn.modules.batchnorm._BatchNorm, input: Tensor, act: str | None, residual: Tensor | None
+    self: nn.modules.batchnorm._BatchNorm,
+    input: Tensor,
+    act: str | None,
+    residual: Tensor | None,
+    function: Callable[..., Tensor] = CF.batch_norm_act,
 ) -> Tensor:
-    """torch's _BatchNorm.forward, with an activation and a residual."""
+    """torch's _BatchNorm.forward, with an activation and a residual, by ``function``."""
     self._check_input_dim(input)
     momentum = 0.0 if self.momentum is None else self.momentum
     if self.training and self.track_running_stats and self.num_batches_tracked is not None:
@@ -23,7 +29,7 @@ def _batch_norm(
     training = self.training or (self.running_mean is None and self.running_var is None)
     use_buffers = not self.training or self.track_running_stats
     mean, var = (self.running_mean, self.running_var) if use_buffers else (None, None)
-    return CF.batch_norm_act(
+    return function(
         input, mean, var, self.weight, self.bias, training, momentum, self.eps, act=act, residual=residual
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -35,6 +36,18 @@ def wanted(want_input: bool, want_affine: bool, want_residual: bool) -> tuple[bo
     return want_input, want_affine, want_affine, want_residual
 
 
+def second_derivative(
+    terms: Terms, saved: Sequence[Tensor | None], wants: Sequence[bool], to_results: Sequence[Tensor]
+) -> tuple[Tensor | None, ...]:
+    """Gradients for grad_output, input and weight, first in ``saved``, from those of the backward's results."""
+    grad_output, input, weight = saved[:3]
+    assert grad_output is not None
+    asked = (t if want else None for t, want in zip(to_results, wants, strict=True))
+    gradients = backward_transpose(terms, grad_output, *asked)
+    pairs = zip(gradients, (grad_output, input, weight), strict=True)
+    return tuple(None if g is None or t is None else g.to(t.dtype) for g, t in pairs)
+
+
 class BatchNormBackward(Function):
     """(grad_input, grad_weight, grad_bias, grad_residual); the ones that are not wanted are empty."""
 
@@ -52,15 +65,8 @@ class BatchNormBackward(Function):
 
     @staticmethod
     def backward(ctx: Any, *to_results: Tensor) -> Any:
-        grad_output, *saved = ctx.saved_tensors
-        for_grad, for_input, for_weight = backward_transpose(
-            Terms(saved, ctx.eps, ctx.train, ctx.relu),
-            grad_output,
-            *(t if want else None for t, want in zip(to_results, ctx.wants, strict=True)),
-        )
-        weight = saved[1]
-        for_weight = None if weight is None or for_weight is None else for_weight.to(weight.dtype)
-        return (for_grad.to(grad_output.dtype), for_input.to(saved[0].dtype), for_weight, *(None,) * 9)
+        terms = Terms(ctx.saved_tensors[1:], ctx.eps, ctx.train, ctx.relu)
+        return (*second_derivative(terms, ctx.saved_tensors, ctx.wants, to_results), *(None,) * 9)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, grad_output, input, weight, bias, output, stats, *flags):

@@ -54,6 +54,32 @@ def _(grad_output, input, weight, bias, output, stats, eps, train, relu, *wants)
     )
 
 
+@torch.library.register_fake("convnorm::batch_norm_stats")
+def _(input):
+    return input.new_empty([2, input.shape[1]], dtype=torch.float64)
+
+
+@torch.library.register_fake("convnorm::batch_norm_elemt")
+def _(input, weight, bias, residual, stats, eps, relu):
+    return _dense_like(input)
+
+
+@torch.library.register_fake("convnorm::batch_norm_backward_reduce")
+def _(grad_output, input, weight, bias, output, stats, eps, relu):
+    return torch.empty_like(stats)
+
+
+@torch.library.register_fake("convnorm::batch_norm_backward_elemt")
+def _(grad_output, input, weight, bias, output, stats, means, eps, relu, want_input, want_residual):
+    return tuple(_dense_like(input) if want else input.new_empty([0]) for want in (want_input, want_residual))
+
+
+def blend(running: Tensor | None, batch: Tensor, momentum: float | Tensor) -> None:
+    """running = (1 - momentum) running + momentum batch, in place; for torch.func and several processes."""
+    if running is not None:
+        running.copy_((1 - momentum) * running + momentum * batch)
+
+
 def update_running(
     running_mean: Tensor | None, running_var: Tensor | None, stats: Tensor, input: Tensor, momentum: float
 ) -> None:
@@ -62,9 +88,8 @@ def update_running(
         _ops.batch_norm_update(running_mean, running_var, stats, input.detach(), momentum)
     elif input.numel():
         count = input.numel() // input.shape[1]
-        for running, batch in ((running_mean, stats[0]), (running_var, stats[1] * (count / (count - 1)))):
-            if running is not None:
-                running.copy_((1 - momentum) * running + momentum * batch)
+        blend(running_mean, stats[0], momentum)
+        blend(running_var, stats[1] * (count / (count - 1)), momentum)
 
 
 def _backward(ctx: Any, grad_output: Tensor, saved: Sequence[Tensor | None], train: bool) -> tuple[Tensor | None, ...]:

@@ -31,7 +31,7 @@ struct Forward {
   bool train = true;
   bool relu = false;
   double eps = 0;
-  NormView x, residual, out;       // residual.data may be null
+  NormView x, residual, out;       // residual.data may be null; without out.data, statistics are all
   const double* weight = nullptr;  // [channels] or null: ones
   const double* bias = nullptr;    // [channels] or null: zeros
   double* mean = nullptr;          // [channels]; written in training, read in evaluation
@@ -45,6 +45,7 @@ struct Backward {
   bool relu = false;
   bool want_input = true;
   bool want_affine = true;  // grad_weight and grad_bias
+  bool sums_given = false;  // grad_weight and grad_bias are read: scaled to this batch's share of the whole
   double eps = 0;
   NormView grad_output, x, out;        // out.data is null unless relu is masked by it
   NormView grad_input, grad_residual;  // grad_residual.data may be null
@@ -52,7 +53,7 @@ struct Backward {
   const double* bias = nullptr;
   const double* mean = nullptr;
   const double* var = nullptr;
-  double* grad_weight = nullptr;  // [channels]; always there, filled in training or when wanted
+  double* grad_weight = nullptr;  // [channels]; always there, filled in training or when wanted, or given
   double* grad_bias = nullptr;
 };
 

@@ -151,6 +151,7 @@ struct PlanesForward {
       for (std::int64_t b = begin; b < end; ++b) {
         const std::int64_t c0 = b * g.block, width = imin(g.block, g.channels - c0);
         for (std::int64_t c = c0; c < c0 + width; ++c) set_statistics(c, statistics(c, 0, g.segments, tile));
+        if (!p.out.data) continue;
         forward_coefficients(p, c0, width, k);
         for (std::int64_t s = g.segments - 1; s >= 0; --s)
           for (std::int64_t c = 0; c < width; ++c)
@@ -205,7 +206,7 @@ struct PlanesForward {
   void run() const {
     if (p.train && g.chunks == 1) return whole_channels();
     if (p.train) chunked_statistics();
-    in_memory_order();
+    if (p.out.data) in_memory_order();
   }
 };
 

@@ -89,7 +89,7 @@ struct PlanesBackward {
   }
 
   bool writes() const { return p.grad_input.data || p.grad_residual.data; }
-  bool needs_sums() const { return p.want_affine || (p.train && p.grad_input.data); }
+  bool needs_sums() const { return !p.sums_given && (p.want_affine || (p.train && p.grad_input.data)); }
 
   // at: the coefficients of channel c0 and those after it.
   void write(const C* at, std::int64_t c0, std::int64_t width, std::int64_t s0, std::int64_t s1,

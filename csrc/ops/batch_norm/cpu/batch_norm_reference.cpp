@@ -35,6 +35,7 @@ void forward_channel(const Forward& p, std::int64_t c) {
     each_value(p.x, [&](auto n, auto i) { squares += std::pow(get<T>(p.x, n, c, i) - p.mean[c], 2); });
     p.var[c] = squares / count;
   }
+  if (!p.out.data) return;
   const double r = 1 / std::sqrt(p.var[c] + p.eps);
   each_value(p.x, [&](auto n, auto i) {
     const double xhat = (get<T>(p.x, n, c, i) - p.mean[c]) * r;
@@ -54,10 +55,11 @@ void backward_channel(const Backward& p, std::int64_t c) {
     const double out = !p.relu ? 1 : p.out.data ? get<T>(p.out, n, c, i) : xhat(n, i) * weight + bias;
     return out <= 0 ? 0 : get<T>(p.grad_output, n, c, i);
   };
-  double grad_bias = 0, grad_weight = 0;
-  each_value(p.x, [&](auto n, auto i) { grad_bias += g(n, i), grad_weight += g(n, i) * xhat(n, i); });
-  p.grad_bias[c] = grad_bias;
-  p.grad_weight[c] = grad_weight;
+  double &grad_bias = p.grad_bias[c], &grad_weight = p.grad_weight[c];
+  if (!p.sums_given) {
+    grad_bias = grad_weight = 0;
+    each_value(p.x, [&](auto n, auto i) { grad_bias += g(n, i), grad_weight += g(n, i) * xhat(n, i); });
+  }
   each_value(p.x, [&](auto n, auto i) {
     if (p.grad_residual.data) set<T>(p.grad_residual, n, c, i, g(n, i));
     const double through_statistics = p.train ? (grad_bias + xhat(n, i) * grad_weight) / count : 0;

@@ -327,6 +327,7 @@ struct RowsForward {
         forward_coefficients(p, t.channel, t.width, k.table(i));
       }
     });
+    if (!p.out.data) return;
     parallel_for(g.down * g.across, g.grain(), [&](std::int64_t begin, std::int64_t end) {
       T* gathered = static_cast<T*>(scratch_bytes(Slot::local, 2 * kPair * kWidth * sizeof(T)));
       for (std::int64_t i = end - 1; i >= begin; --i)

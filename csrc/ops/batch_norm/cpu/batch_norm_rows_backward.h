@@ -140,7 +140,7 @@ struct RowsBackward {
   }
 
   bool writes() const { return p.grad_input.data || p.grad_residual.data; }
-  bool needs_sums() const { return p.want_affine || (p.train && p.grad_input.data); }
+  bool needs_sums() const { return !p.sums_given && (p.want_affine || (p.train && p.grad_input.data)); }
 
   static std::int64_t local_bytes() {
     return 3 * kGroup * kWidth * sizeof(T) + kVectors * sizeof(PairSums<C>) + 128;

@@ -1,0 +1,127 @@
+#include "ops/batch_norm/batch_norm_host.h"
+
+#include <algorithm>
+
+#include "common/registry.h"
+
+namespace convnorm::batch_norm {
+namespace {
+
+NormView norm_view(const Tensor& t) {
+  const View5 v = lift(t);
+  return {v.data, v.n, v.c, v.size[0] * v.size[1] * v.size[2], v.size, v.stride_n, v.stride_c, v.stride};
+}
+
+// Printed as the tensor's size; the text is made only for an error.
+struct SizeOf {
+  const Tensor& t;
+  friend std::ostream& operator<<(std::ostream& out, const SizeOf& size) { return out << shape_text(size.t); }
+};
+
+// residual, grad_output and output have input's shape, dtype and device.
+void check_like(const char* op, const char* name, const Tensor& t, const Tensor& input) {
+  check(std::ranges::equal(t.sizes(), input.sizes()), op, ": ", name, " of size ", SizeOf{t},
+        " must have the size of input, ", SizeOf{input});
+  check(t.scalar_type() == input.scalar_type(), op, ": ", name, " has dtype ", dtype_name(t.scalar_type()),
+        ", must be input's ", dtype_name(input.scalar_type()));
+  check_same_device(op, "input", input, name, t);
+}
+
+bool in_rows(const Tensor& t) {
+  return suggested_layout(t) == Layout::channels_last || norm_view(t).inner == 1;
+}
+
+// Shared by both directions.
+template <class Params>
+Params params(const char* op, const Tensor& input, const ChannelVector& weight, const ChannelVector& bias,
+              double eps, bool relu) {
+  Params p;
+  p.dtype = float_dtype(op, "input", input);
+  p.rows = in_rows(input);
+  p.x = norm_view(input);
+  p.weight = weight.data();
+  p.bias = bias.data();
+  p.eps = eps;
+  p.relu = relu;
+  return p;
+}
+
+template <class Params, class Kernels>
+void run_first(const char* op, Kernels kernels, const Params& p) {
+  if (p.x.values() * p.x.channels > 0) choose(op, kernels, p).run(p);
+}
+
+}  // namespace
+
+void check_input(const char* op, const Tensor& input) {
+  const std::int64_t dim = input.dim();
+  check(dim >= 2 && dim <= kMaxDims, op, ": input of size ", SizeOf{input},
+        " must be (n, c), (n, c, l), (n, c, h, w) or (n, c, d, h, w)");
+  float_dtype(op, "input", input);
+}
+
+void check_eps(const char* op, double eps, bool train) {
+  if (train) check_value(eps > 0, op, ": batch_norm eps must be positive during training, but got ", eps);
+  check_value(eps >= 0, op, ": batch_norm eps must be non-negative, but got ", eps);
+}
+
+void check_pairs(const char* op, const char* name, const Tensor& t, const Tensor& input) {
+  check(t.dim() == 2 && t.size(0) == 2 && t.size(1) == input.size(1) && t.is_contiguous() &&
+            t.scalar_type() == ScalarType::Double,
+        op, ": ", name, " of size ", SizeOf{t}, " must be a contiguous float64 tensor (2, ", input.size(1),
+        ")");
+  check_same_device(op, "input", input, name, t);
+}
+
+Tensor empty_pairs(const Tensor& input) {
+  return empty(input, {2, input.size(1)}, Layout::contiguous, ScalarType::Double);
+}
+
+Tensor dense_like(const Tensor& t) {
+  const auto sizes = t.sizes();
+  return t.numel() == 0 ? torch::stable::empty_like(t)
+                        : empty(t, Ints(sizes.begin(), sizes.end()), suggested_layout(t));
+}
+
+Tensor result_like(const Tensor& input, bool wanted, NormView& view) {
+  if (!wanted) return empty(input, {0});
+  Tensor result = dense_like(input);
+  view = norm_view(result);
+  return result;
+}
+
+Forward forward_params(const char* op, const Tensor& input, const OptTensor& residual,
+                       const OptTensor& output, const ChannelVector& weight, const ChannelVector& bias,
+                       double eps, bool relu) {
+  if (residual) check_like(op, "residual", *residual, input);
+  Forward p = params<Forward>(op, input, weight, bias, eps, relu);
+  if (output) p.out = norm_view(*output);
+  if (residual) p.residual = norm_view(*residual);
+  return p;
+}
+
+void take_statistics(Forward& p, Tensor& stats) {
+  const std::int64_t channels = stats.size(1);
+  p.mean = view(stats).as<double>();
+  p.var = p.mean + channels;
+  for (std::int64_t c = 0; p.x.values() == 0 && c < channels; ++c) p.mean[c] = 0, p.var[c] = 1;
+}
+
+Backward backward_params(const char* op, const Tensor& grad_output, const Tensor& input,
+                         const OptTensor& output, const ChannelVector& weight, const ChannelVector& bias,
+                         const Tensor& stats, double eps, bool relu) {
+  check_like(op, "grad_output", grad_output, input);
+  if (output) check_like(op, "output", *output, input);
+  check_pairs(op, "stats", stats, input);
+  Backward p = params<Backward>(op, input, weight, bias, eps, relu);
+  p.grad_output = norm_view(grad_output);
+  if (relu && output) p.out = norm_view(*output);
+  p.mean = view(stats).as<double>();
+  p.var = p.mean + input.size(1);
+  return p;
+}
+
+void run(const char* op, const Forward& p) { run_first(op, forward_kernels(), p); }
+void run(const char* op, const Backward& p) { run_first(op, backward_kernels(), p); }
+
+}  // namespace convnorm::batch_norm
