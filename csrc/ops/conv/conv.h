@@ -95,8 +95,9 @@ std::vector<Dense> by_input_problems(const Params& p);
 
 // The implementations per instruction set.
 struct Igemm {
-  void (*gemm)(const Dense&);       // forward and by input
-  void (*by_weight)(const Dense&);  // by weight
+  void (*gemm)(const Dense&);  // forward and by input
+  void (*by_weight)(const Dense&);
+  void (*grouped_by_weight)(const Dense&);  // few channels per group
 };
 extern const Igemm igemm_generic;
 #if defined(__x86_64__)

@@ -45,11 +45,38 @@ void run_depthwise(const Params& p) {
 
 constexpr const char* kAboutDepthwise =
     "vectors of channels (channels_last) or of columns, 7 outputs in registers over all taps";
+constexpr const char* kAboutGrouped =
+    "few channels per group: 4 filters x 3 taps in registers over the pixels of packed rows";
 constexpr const char* kAboutWinograd =
     "36 products per 4x4 tile of outputs in place of 144, for 3x3 windows at stride 1";
 constexpr const char* kAbout = "patches packed per block, register-tiled FMA; the im2col matrix never exists";
 constexpr const char* kReference =
     "patches as a matrix in memory, plain loops, double sums: the readable reference";
+
+template <const Igemm* kIgemm>
+void run_grouped(const Params& p) {
+  kIgemm->grouped_by_weight(forward_problem(p));
+}
+
+// With more channels per group the tiles of implicit GEMM are full.
+template <int kVectorBytes>
+const char* grouped_refusal(const Params& p) {
+  const std::int64_t lanes = kVectorBytes / (p.dtype == DType::f64 ? 8 : 4), channels = p.input.c / p.groups;
+  if (p.groups == 1) return "one group";
+  if (channels % lanes != 0 || channels > 32) return "channels per group are not whole vectors, or above 32";
+  if (p.output.c / p.groups % 4 != 0) return "filters per group are not a multiple of 4";
+  if (p.window.kernel[2] < 2) return "windows are one column wide";
+  return nullptr;
+}
+
+constexpr Kernel kGroupedRows[] = {
+#if defined(__x86_64__)
+    {"conv_grouped_4x3_avx512", kAboutGrouped, Isa::avx512, grouped_refusal<64>, run_grouped<&igemm_avx512>},
+    {"conv_grouped_4x3_avx2", kAboutGrouped, Isa::avx2, grouped_refusal<32>, run_grouped<&igemm_avx2>},
+#endif
+    {"conv_grouped_4x3_generic", kAboutGrouped, Isa::generic, grouped_refusal<16>,
+     run_grouped<&igemm_generic>},
+};
 
 constexpr Kernel kDepthwiseRows[] = {
 #if defined(__x86_64__)
@@ -94,7 +121,7 @@ constexpr auto join(const Kernel (&... lists)[kRows]) {
 
 constexpr auto kForward = join(kDepthwiseRows, kWinogradRows, kAnyRows<im2col_forward>);
 constexpr auto kByInput = join(kDepthwiseRows, kWinogradRows, kAnyRows<im2col_by_input>);
-constexpr auto kByWeight = join(kDepthwiseRows, kAnyRows<im2col_by_weight>);
+constexpr auto kByWeight = join(kDepthwiseRows, kGroupedRows, kAnyRows<im2col_by_weight>);
 
 }  // namespace
 
