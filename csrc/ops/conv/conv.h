@@ -97,6 +97,7 @@ std::vector<Dense> by_input_problems(const Params& p);
 struct Igemm {
   void (*gemm)(const Dense&);  // forward and by input
   void (*by_weight)(const Dense&);
+  void (*grouped)(const Dense&);            // few channels per group, channels_last results
   void (*grouped_by_weight)(const Dense&);  // few channels per group
 };
 extern const Igemm igemm_generic;

@@ -46,6 +46,8 @@ void run_depthwise(const Params& p) {
 constexpr const char* kAboutDepthwise =
     "vectors of channels (channels_last) or of columns, 7 outputs in registers over all taps";
 constexpr const char* kAboutGrouped =
+    "few channels per group: 12 pixels of packed rows by a vector of filters in registers";
+constexpr const char* kAboutGroupedWeight =
     "few channels per group: 4 filters x 3 taps in registers over the pixels of packed rows";
 constexpr const char* kAboutWinograd =
     "36 products per 4x4 tile of outputs in place of 144, for 3x3 windows at stride 1";
@@ -55,15 +57,37 @@ constexpr const char* kReference =
 
 template <const Igemm* kIgemm>
 void run_grouped(const Params& p) {
-  kIgemm->grouped_by_weight(forward_problem(p));
+  if (p.pass == Pass::by_weight) return kIgemm->grouped_by_weight(forward_problem(p));
+  if (p.pass == Pass::forward) return kIgemm->grouped(forward_problem(p));
+  for (const Dense& d : by_input_problems(p)) kIgemm->grouped(d);
 }
 
 // With more channels per group the tiles of implicit GEMM are full.
+constexpr std::int64_t kMostGrouped = 32;
+
+template <int kVectorBytes>
+bool whole_vectors(const Params& p, std::int64_t channels) {
+  return channels % (kVectorBytes / (p.dtype == DType::f64 ? 8 : 4)) == 0;
+}
+
 template <int kVectorBytes>
 const char* grouped_refusal(const Params& p) {
-  const std::int64_t lanes = kVectorBytes / (p.dtype == DType::f64 ? 8 : 4), channels = p.input.c / p.groups;
+  const std::int64_t channels = p.input.c / p.groups, filters = p.output.c / p.groups;
+  const bool forward = p.pass == Pass::forward;
   if (p.groups == 1) return "one group";
-  if (channels % lanes != 0 || channels > 32) return "channels per group are not whole vectors, or above 32";
+  if (channels > kMostGrouped || filters > kMostGrouped) return "more than 32 channels or filters per group";
+  if ((forward ? p.output : p.input).stride_c != 1) return "the result is not channels_last";
+  if (!whole_vectors<kVectorBytes>(p, forward ? filters : channels))
+    return "the result's channels per group are not whole vectors";
+  return nullptr;
+}
+
+template <int kVectorBytes>
+const char* grouped_weight_refusal(const Params& p) {
+  const std::int64_t channels = p.input.c / p.groups;
+  if (p.groups == 1) return "one group";
+  if (channels > kMostGrouped) return "more than 32 channels per group";
+  if (!whole_vectors<kVectorBytes>(p, channels)) return "channels per group are not whole vectors";
   if (p.output.c / p.groups % 4 != 0) return "filters per group are not a multiple of 4";
   if (p.window.kernel[2] < 2) return "windows are one column wide";
   return nullptr;
@@ -71,10 +95,20 @@ const char* grouped_refusal(const Params& p) {
 
 constexpr Kernel kGroupedRows[] = {
 #if defined(__x86_64__)
-    {"conv_grouped_4x3_avx512", kAboutGrouped, Isa::avx512, grouped_refusal<64>, run_grouped<&igemm_avx512>},
-    {"conv_grouped_4x3_avx2", kAboutGrouped, Isa::avx2, grouped_refusal<32>, run_grouped<&igemm_avx2>},
+    {"conv_grouped_avx512", kAboutGrouped, Isa::avx512, grouped_refusal<64>, run_grouped<&igemm_avx512>},
+    {"conv_grouped_avx2", kAboutGrouped, Isa::avx2, grouped_refusal<32>, run_grouped<&igemm_avx2>},
 #endif
-    {"conv_grouped_4x3_generic", kAboutGrouped, Isa::generic, grouped_refusal<16>,
+    {"conv_grouped_generic", kAboutGrouped, Isa::generic, grouped_refusal<16>, run_grouped<&igemm_generic>},
+};
+
+constexpr Kernel kGroupedWeightRows[] = {
+#if defined(__x86_64__)
+    {"conv_grouped_avx512", kAboutGroupedWeight, Isa::avx512, grouped_weight_refusal<64>,
+     run_grouped<&igemm_avx512>},
+    {"conv_grouped_avx2", kAboutGroupedWeight, Isa::avx2, grouped_weight_refusal<32>,
+     run_grouped<&igemm_avx2>},
+#endif
+    {"conv_grouped_generic", kAboutGroupedWeight, Isa::generic, grouped_weight_refusal<16>,
      run_grouped<&igemm_generic>},
 };
 
@@ -119,9 +153,9 @@ constexpr auto join(const Kernel (&... lists)[kRows]) {
   return all;
 }
 
-constexpr auto kForward = join(kDepthwiseRows, kWinogradRows, kAnyRows<im2col_forward>);
-constexpr auto kByInput = join(kDepthwiseRows, kWinogradRows, kAnyRows<im2col_by_input>);
-constexpr auto kByWeight = join(kDepthwiseRows, kGroupedRows, kAnyRows<im2col_by_weight>);
+constexpr auto kForward = join(kDepthwiseRows, kWinogradRows, kGroupedRows, kAnyRows<im2col_forward>);
+constexpr auto kByInput = join(kDepthwiseRows, kWinogradRows, kGroupedRows, kAnyRows<im2col_by_input>);
+constexpr auto kByWeight = join(kDepthwiseRows, kGroupedWeightRows, kAnyRows<im2col_by_weight>);
 
 }  // namespace
 

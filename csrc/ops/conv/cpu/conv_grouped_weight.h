@@ -10,49 +10,36 @@
 //       for window row, 4 filters, vector of channels, 3 taps:  chains of FMAs over pixels, added to the sums
 //   add the splits in order and write gw                        in parallel over groups
 //
-// Include after conv_igemm_weight.h.
+// Include after conv_igemm_weight.h and conv_grouped_pack.h.
 #pragma once
 
 namespace convnorm::conv {
 namespace {
 
 inline constexpr int kFilterTile = 4, kTapTile = 3;
-inline constexpr std::int64_t kBandBytes = 24 << 10;
 
 template <class C>
 struct GroupedPlan {
   std::int64_t rows, splits;    // rows of outputs, of all planes
-  std::int64_t band, x_rows;    // rows of outputs in a band, and of the image under them
-  std::int64_t padded, x_row;   // columns of a packed image row; its elements
+  std::int64_t band;            // rows of outputs
+  ImageRows image;              // under a band
   std::int64_t gout_row, part;  // elements of a packed row of gout, and of the sums of a group
   std::int64_t limit, piece;    // of a chain, and of what it is made of
 };
 
 template <class C>
 GroupedPlan<C> make_grouped_plan(const Dense& d) {
-  const Axis &h = d.axis[1], &w = d.axis[2];
+  const Axis& w = d.axis[2];
   GroupedPlan<C> p{};
-  p.rows = d.n * d.axis[0].out * h.out;
+  p.rows = d.n * d.axis[0].out * d.axis[1].out;
   p.splits = imax(1, imin(ceil_div(kWantedWeightTasks, d.groups), p.rows * w.out / kLeastSplit));
-  p.padded = (w.out - 1) * w.step + (w.taps - 1) * w.offset_step + 1;
-  p.x_row = p.padded * d.red_c;
   p.gout_row = w.out * d.out_c;
-  const std::int64_t bytes = sizeof(C), reach = (h.taps - 1) * h.offset_step;
-  p.band =
-      imin(imax(1, h.out), imax(1, (kBandBytes / bytes - reach * p.x_row) / (h.step * p.x_row + p.gout_row)));
-  p.x_rows = (p.band - 1) * h.step + reach + 1;
+  p.band = band_rows<C>(d, p.gout_row);
+  p.image = image_rows(d, p.band);
   p.part = tap_count(d) * d.out_c * d.red_c;
   p.limit = chain_limit(p.rows * w.out);
   p.piece = piece_length(w.out, p.limit);
   return p;
-}
-
-// n pixels of `lanes` channels as to[pixel][lane]. The last vector may spill over the end.
-template <class S, class C>
-void pack_pixels(const S* from, std::int64_t pixel_step, std::int64_t lane_step, std::int64_t lanes,
-                 std::int64_t n, C* to) {
-  if (pixel_step == 1 && lane_step != 1) return transpose_lanes(from, lane_step, lanes, n, to, lanes);
-  for (std::int64_t i = 0; i < n; ++i) copy_strided(to + i * lanes, from + i * pixel_step, lane_step, lanes);
 }
 
 // The rows [low, high) of a band whose window row lies in the image, and where their operands are.
@@ -124,7 +111,7 @@ void add_window_row(const GroupedTask<C>& t, std::int64_t h0, std::int64_t rows,
   Products<C> p{};
   p.rows = high - low;
   p.width = w.out;
-  p.x_row = h.step * plan.x_row;
+  p.x_row = h.step * plan.image.row;
   p.x_step = w.step * d.red_c;
   p.x_tap = w.offset_step * d.red_c;
   p.gout_row = plan.gout_row;
@@ -133,7 +120,7 @@ void add_window_row(const GroupedTask<C>& t, std::int64_t h0, std::int64_t rows,
   p.piece = plan.piece;
   p.channels = d.red_c;
   p.sums_tap = d.out_c * d.red_c;
-  const C* x = t.x + (tap_h * h.offset_step + low * h.step) * plan.x_row;
+  const C* x = t.x + (tap_h * h.offset_step + low * h.step) * plan.image.row;
   C* sums = t.sums + (tap_d * h.taps + tap_h) * w.taps * p.sums_tap;
   for (std::int64_t k = 0; k < d.out_c; k += kFilterTile)
     for (std::int64_t c = 0; c < d.red_c; c += kLanes<C>)
@@ -158,25 +145,10 @@ void run_band(const GroupedTask<C>& t, std::int64_t n, std::int64_t out_d, std::
   for (std::int64_t r = 0; r < rows; ++r)
     pack_pixels(gout + r * h.out_stride, w.out_stride, d.dst_c, d.out_c, w.out, t.gout + r * plan.gout_row);
   if (t.bias) add_bias_sums(t.gout, rows * w.out, d.out_c, d.out_c, t.bias);
-  const std::int64_t left = imin(plan.padded, imax(0, -w.offset));
-  const std::int64_t right =
-      imin(plan.padded, w.source - w.offset);  // columns [left, right) are in the image
-  const std::int64_t top = h0 * h.step + h.offset;
   for (std::int64_t tap_d = 0; tap_d < depth.taps; ++tap_d) {
     const std::int64_t in_d = out_d * depth.step + depth.offset + tap_d * depth.offset_step;
     if (in_d < 0 || in_d >= depth.source) continue;
-    const S* src =
-        static_cast<const S*>(d.src) + t.group * d.red_c * d.src_c + n * d.src_n + in_d * depth.source_stride;
-    const std::int64_t x_rows = plan.x_rows - (plan.band - rows) * h.step;
-    for (std::int64_t i = imax(0, -top); i < imin(x_rows, h.source - top); ++i) {
-      C* to = t.x + i * plan.x_row;
-      zero(to, left * d.red_c);
-      if (right > left)
-        pack_pixels(src + (top + i) * h.source_stride + (w.offset + left) * w.source_stride, w.source_stride,
-                    d.src_c, d.red_c, right - left, to + left * d.red_c);
-      const std::int64_t end = imax(left, right);
-      zero(to + end * d.red_c, (plan.padded - end) * d.red_c);
-    }
+    pack_image_rows<S>(d, plan.image, t.group, n, in_d, h0, rows, t.x);
     for (std::int64_t tap_h = 0; tap_h < h.taps; ++tap_h) add_window_row(t, h0, rows, tap_d, tap_h);
   }
 }
@@ -219,7 +191,7 @@ void grouped_by_weight(const Dense& d) {
     t.d = &d;
     t.plan = &plan;
     carve_scratch(Slot::local, [&](Arena& arena) {
-      t.x = arena.take<C>(plan.x_rows * plan.x_row + kSlack<C>);
+      t.x = arena.take<C>(plan.image.rows * plan.image.row + kSlack<C>);
       t.gout = arena.take<C>(plan.band * plan.gout_row + kSlack<C>);
     });
     for (std::int64_t i = begin; i < end; ++i) {
