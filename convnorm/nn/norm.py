@@ -10,11 +10,10 @@ from .. import functional as CF
 torch.fx.wrap("_batch_norm")  # one node that holds the module: its checks, its counter and its mode stay alive
 
 
-def _batch_norm(
-    self: nn.modules.batchnorm._BatchNorm, input: Tensor, act: str | None, residual: Tensor | None
-) -> Tensor:
-    """torch's _BatchNorm.forward, with an activation and a residual."""
-    self._check_input_dim(input)
+def running_statistics(
+    self: nn.modules.batchnorm._BatchNorm,
+) -> tuple[Tensor | None, Tensor | None, bool, float]:
+    """(mean, variance, whether to use those of the batch, momentum) of a call, which is counted."""
     momentum = 0.0 if self.momentum is None else self.momentum
     if self.training and self.track_running_stats and self.num_batches_tracked is not None:
         self.num_batches_tracked.add_(1)
@@ -23,6 +22,15 @@ def _batch_norm(
     training = self.training or (self.running_mean is None and self.running_var is None)
     use_buffers = not self.training or self.track_running_stats
     mean, var = (self.running_mean, self.running_var) if use_buffers else (None, None)
+    return mean, var, training, momentum
+
+
+def _batch_norm(
+    self: nn.modules.batchnorm._BatchNorm, input: Tensor, act: str | None, residual: Tensor | None
+) -> Tensor:
+    """torch's _BatchNorm.forward, with an activation and a residual."""
+    self._check_input_dim(input)
+    mean, var, training, momentum = running_statistics(self)
     return CF.batch_norm_act(
         input, mean, var, self.weight, self.bias, training, momentum, self.eps, act=act, residual=residual
     )
