@@ -1,25 +1,20 @@
 """ConvNormAct: torch's chain of three layers, its bits, its memory, and what it does when something changes between."""
 
 import copy
-import functools
 import gc
-import io
-import itertools
 import pickle
 import weakref
 
 import pytest
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
-import convnorm
 import convnorm.nn as NN
 from convnorm.ops._conv_norm_act import _sources
 from convnorm.testing import assert_accurate, assert_same
+from tests.stacks import FUSED, Chain, assert_equal, block, gradients, plain, saved_bytes, stack
 from tests.test_batch_norm import same_buffers
 
-FUSED = "ConvNormActBackward"
 SPECS = {  # name -> (class, torch's conv, torch's norm, arguments, input, act)
     "1d": (NN.ConvNormAct1d, nn.Conv1d, nn.BatchNorm1d, {"kernel_size": 3}, (4, 6, 9), "relu"),
     "2d": (NN.ConvNormAct2d, nn.Conv2d, nn.BatchNorm2d, {"kernel_size": 3, "padding": 1}, (4, 6, 9, 8), "relu"),
@@ -34,68 +29,6 @@ SPECS = {  # name -> (class, torch's conv, torch's norm, arguments, input, act)
     "circular": (NN.ConvNormAct1d, nn.Conv1d, nn.BatchNorm1d,
                  {"kernel_size": 3, "padding": 1, "padding_mode": "circular"}, (4, 6, 9), "relu"),
 }  # fmt: skip
-block = functools.partial(NN.ConvNormAct2d, kernel_size=3, padding=1)
-
-
-class Chain(nn.Module):
-    """torch's own layers, with ConvNormAct's names."""
-
-    def __init__(self, conv, norm, act):
-        super().__init__()
-        self.conv, self.norm, self.act = conv, norm, act
-
-    def forward(self, x, residual=None):
-        z = self.norm(self.conv(x))
-        z = z if residual is None else z + residual
-        return torch.relu(z) if self.act else z
-
-
-def stack(channels=(3, 6, 6, 6, 6), **options):
-    torch.manual_seed(1)
-    model = nn.Sequential(*(block(a, b, **options) for a, b in itertools.pairwise(channels)))
-    for p in model.parameters():
-        nn.init.normal_(p) if p.dim() == 1 else None
-    return model
-
-
-def plain(model):
-    """The same layers, composed of convnorm's ops: every activation is kept."""
-    twin = copy.deepcopy(model)
-    for m in twin.modules():
-        m.recompute = False
-    return twin
-
-
-def gradients(model, x, *more, call=None):
-    """Output and all gradients of a weighted sum."""
-    leaves = [t.detach().clone().requires_grad_() for t in (x, *more)]
-    model.zero_grad()
-    out = (call or model)(*leaves)
-    weights = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).reshape(out.shape)
-    (out * weights.to(out.dtype)).sum().backward()
-    found = {"output": out} | {f"input {i}": t.grad for i, t in enumerate(leaves)}
-    return found | {k: p.grad.clone() for k, p in model.named_parameters() if p.grad is not None}
-
-
-def assert_equal(a, b):
-    assert a.keys() == b.keys()
-    for key in a:
-        assert_same(a[key], b[key], key)
-
-
-def saved_bytes(model, x):
-    """What a training forward keeps for its backward: unique storages, parameters excluded."""
-    storages = {}
-    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-
-    def pack(t):
-        storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        out = model(x)
-    assert out.requires_grad
-    return sum(n for at, n in storages.items() if at not in own)
 
 
 def assert_as_good(ours, theirs, reference, what):
@@ -375,118 +308,6 @@ def test_second_derivatives_are_refused_or_right(create_graph_from):
     with pytest.raises(RuntimeError, match=r"ConvNormAct2d: second derivatives .* recompute=False"):
         penalty(model).backward()
     torch.autograd.grad(penalty(plain(model)), x)
-
-
-# --- PyTorch's machinery ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("regions", [[4], [1, 3], [2, 2]], ids=str)
-@pytest.mark.parametrize("use_reentrant", [False, True])
-def test_checkpointing(use_reentrant, regions):
-    model, x = stack(), torch.randn(2, 3, 8, 8)
-
-    def call(z):
-        at = 0
-        for i, n in enumerate(regions):
-            part, at = model[at : at + n], at + n
-            z = part(z) if i == 0 and len(regions) > 1 else checkpoint(part, z, use_reentrant=use_reentrant)
-        return z
-
-    expected = gradients(plain(model), x)
-    assert_equal(gradients(model, x, call=call), expected)
-    with torch.autograd.graph.save_on_cpu():  # copies what a region is given: it comes back as another object
-        assert_equal(gradients(model, x, call=call), expected)
-
-
-def test_evaluation_and_no_grad_are_the_plain_layers():
-    model, x = stack(), torch.randn(2, 3, 8, 8)
-    twin = plain(model)
-    with torch.no_grad():
-        assert_same(model(x), twin(x))
-    same_buffers(model[0].norm, twin[0].norm)
-    a, b = gradients(model.eval(), x), gradients(twin.eval(), x)
-    assert_equal(a, b)
-    assert FUSED not in a["output"].grad_fn.name()
-    with torch.inference_mode():
-        assert_same(model(x), twin(x))
-
-
-def test_compiles():
-    torch._dynamo.reset()
-    model, x = stack((3, 4, 4)), torch.randn(2, 3, 6, 6)
-    twin = copy.deepcopy(model)
-    compiled = torch.compile(twin, backend="aot_eager", fullgraph=True)
-    assert_equal(gradients(model, x), gradients(twin, x, call=compiled))
-    same_buffers(model[1].norm, twin[1].norm)
-
-
-def test_transforms_and_forward_mode():
-    model, x = stack((3, 4), track_running_stats=False), torch.randn(2, 3, 6, 6)
-    params = dict(model.named_parameters())
-
-    def loss(params, x):
-        return torch.func.functional_call(model, params, x).square().sum()
-
-    found = torch.func.grad(loss)(params, x)
-    expected = torch.autograd.grad(loss(params, x), list(params.values()))
-    for a, b in zip(found.values(), expected, strict=True):
-        assert_same(a, b)
-    with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
-        assert torch.autograd.forward_ad.unpack_dual(model(dual)).tangent is not None
-
-
-def test_autocast():
-    model, x = stack(), torch.randn(2, 3, 16, 16)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        a, b = gradients(model, x), gradients(plain(model), x)
-        assert saved_bytes(model, x) < 0.65 * saved_bytes(plain(model), x)
-    assert a["output"].dtype == torch.bfloat16
-    assert_equal(a, b)
-
-
-def test_hooks_and_replaced_layers_are_honoured():
-    layer, x, seen = block(3, 4), torch.randn(2, 3, 6, 6), []
-    for register, note in (
-        (layer.conv.register_forward_hook, lambda *_: seen.append("conv")),
-        (layer.norm.register_forward_pre_hook, lambda *_: seen.append("norm")),
-        (layer.norm.register_full_backward_hook, lambda *_: seen.append("backward")),
-        (nn.modules.module.register_module_forward_hook, lambda m, *_: seen.append("all") if m is layer.norm else None),
-    ):
-        handle = register(note)
-        layer(x).sum().backward()
-        handle.remove()
-    assert seen == ["conv", "norm", "backward", "all"]
-    assert layer(x).grad_fn.name() == FUSED
-    layer.norm = nn.Identity()
-    assert_same(layer(x), layer.conv(x))
-
-
-def test_traced_and_folded():
-    model, x = stack((3, 4, 4)), torch.randn(2, 3, 6, 6)
-    model(x)
-    model.eval()
-    assert_same(torch.fx.symbolic_trace(model)(x), model(x))
-    expected = model(x)
-    assert "2 of 2 batch norms folded" in str(convnorm.fold(model, x))
-    assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
-    assert torch.allclose(model(x), expected, atol=1e-5)
-
-
-def test_copies_and_state():
-    model, x = stack(), torch.randn(2, 3, 8, 8)
-    out = model(x)
-    assert list(model[0].state_dict()) == [
-        "conv.weight", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var", "norm.num_batches_tracked"
-    ]  # fmt: skip
-    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert_equal(gradients(twin, x), gradients(copy.deepcopy(model), x))
-    file = io.BytesIO()
-    torch.save(out, file)  # the activation alone
-    assert len(file.getvalue()) < out.numel() * 4 + 2000
-    file.seek(0)
-    assert_same(torch.load(file, weights_only=True), out)
-    assert "recompute=False" in repr(plain(model)) and "recompute" not in repr(model)
 
 
 def test_bad_arguments():
