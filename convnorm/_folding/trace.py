@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_any, tree_leaves, tree_map
 
 from .. import functional as CF
+from ..nn._hooks import hooked
 
 # What can be asked of a tensor without reading its values: folding changes none of it.
 _ATTRIBUTES = {"shape", "dtype", "device", "ndim", "layout", "is_cuda", "requires_grad", "itemsize"}
@@ -38,12 +39,6 @@ def reads_values(node: fx.Node) -> bool:
     if node.op == "call_function" and node.target is getattr:
         return node.args[1] not in _ATTRIBUTES
     return node.target not in _FUNCTIONS
-
-
-def hooked(module: nn.Module) -> bool:
-    """Whether hooks see what a module is given or what it returns."""
-    return bool(module._forward_hooks or module._forward_pre_hooks
-                or module._backward_hooks or module._backward_pre_hooks)  # fmt: skip
 
 
 def plain_forward(module: nn.Module) -> bool:
@@ -82,7 +77,8 @@ class _Tracer(fx.Tracer):
         self.sample, self.evaluating = sample, False
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        ours = type(m).__module__.startswith("convnorm.nn.") or (isinstance(m, FOLDABLE) and plain_forward(m))
+        layer = type(m).__module__.startswith("convnorm.nn.") and not m._modules  # ConvNormAct is made of layers
+        ours = layer or (isinstance(m, FOLDABLE) and plain_forward(m))
         return ours or hooked(m) or super().is_leaf_module(m, module_qualified_name)
 
     def create_arg(self, a: Any) -> Any:

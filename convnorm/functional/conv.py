@@ -20,23 +20,31 @@ def _same_padding(op: str, kernel: Sequence[int], stride: Sequence[int], dilatio
     return [t // 2 for t in total] + [t - t // 2 for t in total]
 
 
+def conv_geometry(
+    op: str, kernel: Sequence[int], stride: _Size, padding: str | _Size, dilation: _Size
+) -> tuple[list[int], list[int], list[int]]:
+    """(stride, padding, dilation) as the ops take them; padding is all low sides, then all high sides."""
+    n = len(kernel)
+    strides, dilations = ntuple(op, "stride", stride, n), ntuple(op, "dilation", dilation, n)
+    if not isinstance(padding, str):
+        pads = ntuple(op, "padding", padding, n) * 2
+    elif padding == "same":
+        pads = _same_padding(op, kernel, strides, dilations)
+    elif padding == "valid":
+        pads = [0] * (2 * n)
+    else:
+        raise RuntimeError(f"{op}: padding {padding!r} must be 'same', 'valid', an int or {n} ints")
+    return strides, pads, dilations
+
+
 def _conv(op: str, n: int, input: Tensor, weight: Tensor, bias: Tensor | None, stride: _Size,
           padding: str | _Size, dilation: _Size, groups: int) -> Tensor:
     require_float(op, "input", input)
     if weight.dim() != n + 2:
         raise RuntimeError(f"{op}: weight of size {list(weight.shape)} must have {n + 2} dimensions")
-    strides, dilations = ntuple(op, "stride", stride, n), ntuple(op, "dilation", dilation, n)
-    if isinstance(padding, str):
-        if padding == "same":
-            pads = _same_padding(op, weight.shape[2:], strides, dilations)
-        elif padding == "valid":
-            pads = [0] * (2 * n)
-        else:
-            raise RuntimeError(f"{op}: padding {padding!r} must be 'same', 'valid', an int or {n} ints")
-    else:
-        pads = ntuple(op, "padding", padding, n) * 2
+    geometry = conv_geometry(op, weight.shape[2:], stride, padding, dilation)
     x, unbatched = add_batch(op, input, n)
-    out = Conv.call(*autocast_lower(input.device, x, weight, bias), strides, pads, dilations, groups)
+    out = Conv.call(*autocast_lower(input.device, x, weight, bias), *geometry, groups)
     return out.squeeze(0) if unbatched else out
 
 

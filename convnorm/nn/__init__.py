@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn as _torch_nn
 
 from .conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
-from .fused import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
+from .fused import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d, ConvNormAct1d, ConvNormAct2d, ConvNormAct3d
 from .norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from .pooling import (
     AdaptiveAvgPool1d,
@@ -51,6 +51,9 @@ __all__ = [
     "Conv1d",
     "Conv2d",
     "Conv3d",
+    "ConvNormAct1d",
+    "ConvNormAct2d",
+    "ConvNormAct3d",
     "ConvTranspose1d",
     "ConvTranspose2d",
     "ConvTranspose3d",

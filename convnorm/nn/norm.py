@@ -12,6 +12,21 @@ from .. import functional as CF
 torch.fx.wrap("_batch_norm")  # one node that holds the module: its checks, its counter and its mode stay alive
 
 
+def running_statistics(
+    self: nn.modules.batchnorm._BatchNorm,
+) -> tuple[Tensor | None, Tensor | None, bool, float]:
+    """(mean, variance, whether to use those of the batch, momentum) of a call, which is counted."""
+    momentum = 0.0 if self.momentum is None else self.momentum
+    if self.training and self.track_running_stats and self.num_batches_tracked is not None:
+        self.num_batches_tracked.add_(1)
+        if self.momentum is None:  # cumulative moving average
+            momentum = 1.0 / float(self.num_batches_tracked)
+    training = self.training or (self.running_mean is None and self.running_var is None)
+    use_buffers = not self.training or self.track_running_stats
+    mean, var = (self.running_mean, self.running_var) if use_buffers else (None, None)
+    return mean, var, training, momentum
+
+
 def _batch_norm(
     self: nn.modules.batchnorm._BatchNorm,
     input: Tensor,
@@ -21,14 +36,7 @@ def _batch_norm(
 ) -> Tensor:
     """torch's _BatchNorm.forward, with an activation and a residual, by ``function``."""
     self._check_input_dim(input)
-    momentum = 0.0 if self.momentum is None else self.momentum
-    if self.training and self.track_running_stats and self.num_batches_tracked is not None:
-        self.num_batches_tracked.add_(1)
-        if self.momentum is None:  # cumulative moving average
-            momentum = 1.0 / float(self.num_batches_tracked)
-    training = self.training or (self.running_mean is None and self.running_var is None)
-    use_buffers = not self.training or self.track_running_stats
-    mean, var = (self.running_mean, self.running_var) if use_buffers else (None, None)
+    mean, var, training, momentum = running_statistics(self)
     return function(
         input, mean, var, self.weight, self.bias, training, momentum, self.eps, act=act, residual=residual
     )

@@ -13,6 +13,13 @@ def transforms_active() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
+def recording_eagerly() -> bool:
+    """True where a plain backward is all that can be asked for: gradients are recorded, and nothing looks inside."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    return torch.is_grad_enabled() and not transforms_active() and forward_ad._current_level < 0
+
+
 def derivative_wanted(input: torch.Tensor) -> bool:
     """True when something may later ask for a derivative with respect to input; never in an exported program."""
     if torch.compiler.is_exporting():

@@ -92,18 +92,20 @@ def update_running(
         blend(running_var, stats[1] * (count / (count - 1)), momentum)
 
 
-def _backward(ctx: Any, grad_output: Tensor, saved: Sequence[Tensor | None], train: bool) -> tuple[Tensor | None, ...]:
-    """Gradients for input, weight, bias and residual; ``saved`` is (input, weight, bias, output or None, stats).
+def gradients(
+    grad_output: Tensor, saved: Sequence[Tensor | None], eps: float, train: bool, relu: bool, needs: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """The gradients that ``needs`` asks for, of input, weight, bias and residual.
 
-    ctx.saved_tensors is for the caller to read, once: a checkpointed region unpacks a tensor one time only.
+    ``saved`` is (input, weight, bias, output or None, stats). ctx.saved_tensors is for the caller to read, once: a
+    checkpointed region unpacks a tensor one time only.
     """
-    need_input, need_weight, need_bias, need_residual = ctx.needs_input_grad[:4]
-    wants = (need_input, need_weight or need_bias, need_residual and ctx.relu)
+    need_input, need_weight, need_bias, need_residual = needs
+    wants = (need_input, need_weight or need_bias, need_residual and relu)
     results = BatchNormBackward.call(
-        grad_output, *saved, ctx.eps, train, ctx.relu, *wants
+        grad_output, *saved, eps, train, relu, *wants
     )
-    grad_residual = results[3] if ctx.relu else grad_output
-    needs = (need_input, need_weight, need_bias, need_residual)
+    grad_residual = results[3] if relu else grad_output
     return tuple(g if need else None for g, need in zip((*results[:3], grad_residual), needs, strict=True))
 
 
@@ -128,7 +130,8 @@ class BatchNormTrain(Function):
     def backward(ctx: Any, grad_output: Tensor | None, _: None) -> Any:
         if grad_output is None:
             return (None,) * 6
-        return (*_backward(ctx, grad_output, ctx.saved_tensors, True), None, None)
+        needs = ctx.needs_input_grad[:4]
+        return (*gradients(grad_output, ctx.saved_tensors, ctx.eps, True, ctx.relu, needs), None, None)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, input, weight, bias, residual, eps, relu):
@@ -164,7 +167,8 @@ class BatchNormEval(Function):
     def backward(ctx: Any, grad_output: Tensor) -> Any:
         *saved, mean, var = ctx.saved_tensors
         stats = torch.stack((mean, var)).double()
-        return (*_backward(ctx, grad_output, (*saved, stats), False), *(None,) * 4)
+        needs = ctx.needs_input_grad[:4]
+        return (*gradients(grad_output, (*saved, stats), ctx.eps, False, ctx.relu, needs), *(None,) * 4)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, input, weight, bias, residual, running_mean, running_var, eps, relu):
