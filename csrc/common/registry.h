@@ -2,11 +2,7 @@
 // each refusal is a printable reason. The choice depends on shapes, dtype, layout and device, never on timing
 // or threads.
 //
-// Torch-free. A list row is any struct with these members first:
-//   const char* name;     method, tile and instruction set: "conv_igemm_6x16_avx2"
-//   const char* about;    one line for explain(): the tile and what the method is
-//   Isa isa;              the instruction set it needs
-//   const char* (*refuse)(const Params&);   nullptr when it accepts, else the reason
+// Torch-free. The rows of a list are KernelRows.
 #pragma once
 
 #include <cstddef>
@@ -16,7 +12,7 @@
 #include <vector>
 
 #include "common/check.h"
-#include "cpu/isa.h"
+#include "common/kernel_row.h"
 
 namespace convnorm {
 

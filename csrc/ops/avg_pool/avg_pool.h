@@ -22,9 +22,9 @@
 #include <span>
 
 #include "common/dtype.h"
+#include "common/kernel_row.h"
 #include "common/parallel.h"
 #include "common/window.h"
-#include "cpu/isa.h"
 
 namespace convnorm::avg_pool {
 
@@ -70,14 +70,7 @@ Params merged(const Params& p);
 
 using Fn = void (*)(const Params& p, const void* from, void* to);
 
-// A row of the ordered lists (common/registry.h).
-struct Kernel {
-  const char* name;
-  const char* about;
-  Isa isa;
-  const char* (*refuse)(const Params&);
-  Fn run;
-};
+using Kernel = KernelRow<Params, Fn>;
 
 std::span<const Kernel> forward_kernels();
 std::span<const Kernel> backward_kernels();

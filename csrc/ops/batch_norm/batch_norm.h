@@ -20,8 +20,8 @@
 #include <span>
 
 #include "common/dtype.h"
+#include "common/kernel_row.h"
 #include "common/norm_view.h"
-#include "cpu/isa.h"
 
 namespace convnorm::batch_norm {
 
@@ -64,15 +64,8 @@ inline const char* refuse_planes(bool rows) {
   return rows ? nullptr : "channels are not innermost: the planes method is for them";
 }
 
-// One row of the choice list (common/registry.h).
 template <class Params>
-struct Kernel {
-  const char* name;
-  const char* about;
-  Isa isa;
-  const char* (*refuse)(const Params&);
-  void (*run)(const Params&);
-};
+using Kernel = KernelRow<Params>;
 
 std::span<const Kernel<Forward>> forward_kernels();
 std::span<const Kernel<Backward>> backward_kernels();

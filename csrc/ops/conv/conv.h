@@ -17,8 +17,8 @@
 #include <vector>
 
 #include "common/dtype.h"
+#include "common/kernel_row.h"
 #include "common/window.h"
-#include "cpu/isa.h"
 
 namespace convnorm::conv {
 
@@ -42,14 +42,7 @@ struct Params {
   std::int64_t groups = 1;
 };
 
-// One row of the ordered list (common/registry.h).
-struct Kernel {
-  const char* name;
-  const char* about;
-  Isa isa;
-  const char* (*refuse)(const Params&);
-  void (*run)(const Params&);
-};
+using Kernel = KernelRow<Params>;
 
 std::span<const Kernel> kernels(Pass pass);
 

@@ -17,7 +17,7 @@
 #include <cstdint>
 
 #include "common/dtype.h"
-#include "cpu/isa.h"
+#include "common/kernel_row.h"
 
 namespace convnorm::group_norm {
 
@@ -59,15 +59,8 @@ inline const char* refuse_planes(const Shape& p) {
   return p.rows ? nullptr : "channels are not innermost: the planes method is for them";
 }
 
-// One row of the choice list (common/registry.h).
 template <class Params>
-struct Kernel {
-  const char* name;
-  const char* about;
-  Isa isa;
-  const char* (*refuse)(const Params&);
-  void (*run)(const Params&);
-};
+using Kernel = KernelRow<Params>;
 
 // What one instruction set exports.
 struct Kernels {

@@ -16,7 +16,7 @@
 #include <cstdint>
 
 #include "common/dtype.h"
-#include "cpu/isa.h"
+#include "common/kernel_row.h"
 
 namespace convnorm::layer_norm {
 
@@ -57,15 +57,8 @@ inline const char* refuse_short(const Backward& p) {
   return p.size > kLongRow ? nullptr : "rows of at most 16384 values: the rows method is for them";
 }
 
-// One row of the choice list (common/registry.h).
 template <class Params>
-struct Kernel {
-  const char* name;
-  const char* about;
-  Isa isa;
-  const char* (*refuse)(const Params&);
-  void (*run)(const Params&);
-};
+using Kernel = KernelRow<Params>;
 
 // What one instruction set exports.
 struct Kernels {

@@ -24,9 +24,9 @@
 #include <utility>
 
 #include "common/dtype.h"
+#include "common/kernel_row.h"
 #include "common/parallel.h"
 #include "common/window.h"
-#include "cpu/isa.h"
 
 namespace convnorm::max_pool {
 
@@ -70,15 +70,8 @@ bool some_window_is_empty(const Params& p);
 using ForwardFn = void (*)(const Params& p, const void* input, void* output, void* argmax);
 using BackwardFn = void (*)(const Params& p, const void* grad_output, const void* argmax, void* grad_input);
 
-// The rows of the two ordered lists (common/registry.h).
 template <class Fn>
-struct Kernel {
-  const char* name;
-  const char* about;
-  Isa isa;
-  const char* (*refuse)(const Params&);
-  Fn run;
-};
+using Kernel = KernelRow<Params, Fn>;
 
 std::span<const Kernel<ForwardFn>> forward_kernels();
 std::span<const Kernel<BackwardFn>> backward_kernels();
