@@ -61,6 +61,9 @@ class BatchNormAct2d(_BatchNormAct, BatchNorm2d):
 
     Shape: input, residual and output ``(N, C, H, W)``. The state_dict is BatchNorm2d's.
 
+    For several processes use :meth:`convnorm.nn.SyncBatchNorm.convert_sync_batchnorm`: torch's takes this layer for a
+    plain batch norm and drops the activation.
+
     Example:
         >>> layer = convnorm.nn.BatchNormAct2d(64)
         >>> y = layer(x, residual=shortcut)  # relu(batch_norm(x) + shortcut)
