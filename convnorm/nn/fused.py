@@ -161,7 +161,7 @@ class ConvNormAct2d(_ConvNormAct):
 
     torch keeps the convolution's output for batch norm, and the activation for ReLU and for the next convolution. This
     layer keeps the former only: where the activation goes straight into another ``ConvNormAct``, the backward of that
-    one computes it anew, with the same bits (one more batch norm forward per layer). With a residual both are kept.
+    one computes it anew, with the same bits (one more elementwise pass per layer). With a residual both are kept.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode: as

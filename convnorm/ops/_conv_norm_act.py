@@ -3,8 +3,8 @@
     y = conv(x)        z = act(batch_norm(y) + residual)
 
 A chain of layers keeps y, for batch norm, and z, which is the next convolution's x. Without a residual z follows from y
-and from two numbers per channel, so the next block of this kind keeps y in place of z: its backward computes z
-from y anew, by the op that made it, and gets the same bits.
+and from a few numbers per channel, so the next block of this kind keeps y in place of z: its backward normalises y
+anew, with the same statistics, and gets the same bits.
 """
 
 from __future__ import annotations
@@ -36,8 +36,11 @@ class Source:
     The affine parameters are copied: an optimizer may change them, and sharding free them, before the copy is used.
     """
 
-    def __init__(self, out: Tensor, y: Tensor, affine: Sequence[Tensor | None], eps: float, relu: bool):
-        self.tensors: tuple[Tensor | None, ...] = (y, *(None if t is None else t.detach().clone() for t in affine))
+    def __init__(
+        self, out: Tensor, y: Tensor, affine: Sequence[Tensor | None], stats: Tensor, eps: float, relu: bool
+    ):
+        copies = (None if t is None else t.detach().clone() for t in affine)
+        self.tensors: tuple[Tensor | None, ...] = (y, *copies, stats)
         self.settings, self.versions = (eps, relu), (out._version, y._version)
         hook = _saving_hook()
         self.hook = None if hook is None else weakref.ref(hook)
@@ -120,7 +123,8 @@ def _gradients(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     if need_weight or need_bias:
         x = origin[0]
         if ctx.source_settings is not None:
-            x, _ = _ops.batch_norm_train(*origin, None, *ctx.source_settings)
+            y, weight, bias, stats = origin
+            x = _ops.batch_norm_elemt(y, weight, bias, None, stats, *ctx.source_settings)
         x = _pad(x, ctx.edges)
         grad_weight, grad_bias = _ops.conv_by_weight(grad_y, x, ctx.weight_size, *ctx.geometry, need_bias)
         del x  # before there is a grad_input of its size
@@ -161,6 +165,6 @@ def conv_norm_act(
         input, conv_weight, conv_bias, weight, bias, residual, geometry, edges, eps, relu, source
     )
     if residual is None:
-        made, node = Source(out, y, (weight, bias), eps, relu), out.grad_fn
+        made, node = Source(out, y, (weight, bias), stats, eps, relu), out.grad_fn
         _sources[out], node.made = made, weakref.ref(made)
     return out, y, stats
