@@ -30,14 +30,6 @@ inline void check_param_dtype(const char* op, const char* name, const Tensor& t,
   check_same_device(op, "input", input, name, t);
 }
 
-inline void check_like(const char* op, const char* name, const Tensor& t, const Tensor& input) {
-  check(sizes_of(t) == sizes_of(input), op, ": ", name, " of size ", shape_text(t),
-        " must have the size of input, ", shape_text(input));
-  check(t.scalar_type() == input.scalar_type(), op, ": ", name, " has dtype ", dtype_name(t.scalar_type()),
-        ", must be input's ", dtype_name(input.scalar_type()));
-  check_same_device(op, "input", input, name, t);
-}
-
 inline void check_stats(const char* op, const Tensor& stats, const Ints& sizes) {
   check(sizes_of(stats) == sizes && stats.is_contiguous() && stats.scalar_type() == ScalarType::Double, op,
         ": stats of size ", shape_text(stats), " must be a contiguous float64 tensor of size ",

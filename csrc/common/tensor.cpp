@@ -1,5 +1,6 @@
 #include "common/tensor.h"
 
+#include <algorithm>
 #include <numeric>
 
 #if defined(__linux__)
@@ -160,6 +161,14 @@ void check_same_device(const char* op, const char* first_name, const Tensor& fir
   check(first.is_cuda() == t.is_cuda() && first.get_device_index() == t.get_device_index(), op, ": ",
         first_name, " and ", name,
         " are on different devices; Expected all tensors to be on the same device");
+}
+
+void check_like(const char* op, const char* name, const Tensor& t, const Tensor& input) {
+  check(std::ranges::equal(t.sizes(), input.sizes()), op, ": ", name, " of size ", SizeOf{t},
+        " must have the size of input, ", SizeOf{input});
+  check(t.scalar_type() == input.scalar_type(), op, ": ", name, " has dtype ", dtype_name(t.scalar_type()),
+        ", must be input's ", dtype_name(input.scalar_type()));
+  check_same_device(op, "input", input, name, t);
 }
 
 }  // namespace convnorm

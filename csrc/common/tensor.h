@@ -9,6 +9,7 @@
 #include <array>
 #include <cstdint>
 #include <optional>
+#include <ostream>
 #include <tuple>
 #include <vector>
 
@@ -56,6 +57,12 @@ const char* dtype_name(ScalarType t);
 std::string shape_text(const Tensor& t);
 std::string shape_text(const Ints& sizes);
 
+// Printed as the tensor's shape_text, which is made only for an error.
+struct SizeOf {
+  const Tensor& t;
+  friend std::ostream& operator<<(std::ostream& out, const SizeOf& size) { return out << shape_text(size.t); }
+};
+
 // torch's own rule for which layout a tensor asks for (suggest_memory_format); 1d tensors are contiguous.
 Layout suggested_layout(const Tensor& t);
 
@@ -66,5 +73,8 @@ Tensor empty(const Tensor& like, const Ints& sizes, Layout layout, ScalarType dt
 // All of `others` are on the device of `first`; torch's words for it.
 void check_same_device(const char* op, const char* first_name, const Tensor& first, const char* name,
                        const Tensor& t);
+
+// t has input's size, dtype and device.
+void check_like(const char* op, const char* name, const Tensor& t, const Tensor& input);
 
 }  // namespace convnorm

@@ -9,10 +9,9 @@
 // b is a row per k: ldb elements apart. a and b come in one of five forms:
 //   interleaved  a[k * kRows + m]              packed panels (weights of an NCHW problem)
 //   by rows      a[m * lda + k]                rows as they lie in memory, or packed so
-//   indirect     rows[k / run][m][k % run]     a table of pointers: the rows of a channels_last image, one
-//   run
-//                                              of channels per filter tap, read where they are (padding
-//                                              points to zeros, or null in m = 0 where all rows are padding)
+//   indirect     rows[k / run][m][k % run]     a table of pointers: rows of a channels_last image, a run of
+//                                              channels per filter tap, read where they are (padding points
+//                                              to zeros, or null in m = 0 where all rows are padding)
 //   paired       indirect, with a second a and b for the second vector of columns: two groups side by side
 //   windowed     a interleaved; row k of b at b + b_rows[k]: rows of a padded image, shifted by each tap
 //

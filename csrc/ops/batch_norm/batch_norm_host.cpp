@@ -1,7 +1,5 @@
 #include "ops/batch_norm/batch_norm_host.h"
 
-#include <algorithm>
-
 #include "common/registry.h"
 
 namespace convnorm::batch_norm {
@@ -10,21 +8,6 @@ namespace {
 NormView norm_view(const Tensor& t) {
   const View5 v = lift(t);
   return {v.data, v.n, v.c, v.size[0] * v.size[1] * v.size[2], v.size, v.stride_n, v.stride_c, v.stride};
-}
-
-// Printed as the tensor's size; the text is made only for an error.
-struct SizeOf {
-  const Tensor& t;
-  friend std::ostream& operator<<(std::ostream& out, const SizeOf& size) { return out << shape_text(size.t); }
-};
-
-// residual, grad_output and output have input's shape, dtype and device.
-void check_like(const char* op, const char* name, const Tensor& t, const Tensor& input) {
-  check(std::ranges::equal(t.sizes(), input.sizes()), op, ": ", name, " of size ", SizeOf{t},
-        " must have the size of input, ", SizeOf{input});
-  check(t.scalar_type() == input.scalar_type(), op, ": ", name, " has dtype ", dtype_name(t.scalar_type()),
-        ", must be input's ", dtype_name(input.scalar_type()));
-  check_same_device(op, "input", input, name, t);
 }
 
 bool in_rows(const Tensor& t) {
@@ -78,9 +61,7 @@ Tensor empty_pairs(const Tensor& input) {
 }
 
 Tensor dense_like(const Tensor& t) {
-  const auto sizes = t.sizes();
-  return t.numel() == 0 ? torch::stable::empty_like(t)
-                        : empty(t, Ints(sizes.begin(), sizes.end()), suggested_layout(t));
+  return t.numel() == 0 ? torch::stable::empty_like(t) : empty(t, sizes_of(t), suggested_layout(t));
 }
 
 Tensor result_like(const Tensor& input, bool wanted, NormView& view) {

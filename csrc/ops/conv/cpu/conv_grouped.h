@@ -171,8 +171,10 @@ void grouped(const Dense& d) {
     bias = arena.take<C>(d.bias ? d.groups * d.out_c : 0);
   });
   const Block all{0, tap_count(d), 0, d.red_c, 0};
-  for (std::int64_t g = 0; g < d.groups; ++g)
-    pack_weight_panel<D, C>(d, g, all, true, 0, d.out_c, d.out_c, weights + g * plan.weights);
+  parallel_for(d.groups, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t g = begin; g < end; ++g)
+      pack_weight_panel<D, C>(d, g, all, true, 0, d.out_c, d.out_c, weights + g * plan.weights);
+  });
   if (d.bias) copy_run(bias, static_cast<const D*>(d.bias), d.groups * d.out_c);
   const std::int64_t bands = d.n * d.axis[0].out * plan.bands;
   parallel_for(d.groups * bands, 1, [&](std::int64_t begin, std::int64_t end) {
