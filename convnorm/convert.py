@@ -150,6 +150,9 @@ def revert(model: nn.Module) -> nn.Module:
     """Undo :func:`convert`: every convnorm layer with a counterpart in torch becomes that again, in place.
 
     Layers that torch does not have, such as ``BatchNormAct2d``, stay.
+
+    Example:
+        >>> model = convnorm.revert(convnorm.convert(model))
     """
     back = {ours: theirs for theirs, ours in pairs().items()}
     for module in list(model.modules()):
