@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from griffe import Extension, Function, Object
+from griffe import Attribute, Class, Extension, Function, Object
 
 TOPICS = ("convnorm.functional", "convnorm.nn", "convnorm.analysis", "convnorm.models")
 
@@ -18,6 +18,12 @@ class Docstrings(Extension):
             text = re.sub(r"^( *)Example:$", r"\1Examples:", obj.docstring.value, flags=re.M)
             obj.docstring.value = re.sub(r":\w+:`~?([^`]+)`", lambda m: link(m[1], obj.module.path), text)
 
+    def on_class_members(self, *, cls: Class, **_: Any) -> None:
+        """Fields of a dataclass as a list, told by the comments behind them."""
+        if cls.docstring and any(str(decorator.value).startswith("dataclass") for decorator in cls.decorators):
+            fields = [f"    {name}: {comment(cls, a)}" for name, a in cls.attributes.items() if a.annotation]
+            cls.docstring.value += "\n\nAttributes:\n" + "\n".join(fields)
+
     def on_function(self, *, func: Function, **_: Any) -> None:
         """Private names of types, such as ``_Size``, as what they stand for."""
         names = {name: str(a.value) for name, a in func.module.attributes.items() if name[0] == "_" and a.value}
@@ -26,6 +32,12 @@ class Docstrings(Extension):
             known = re.sub(r"\b_\w+\b", lambda m: names.get(m[0], m[0]), written)
             if known != written:
                 parameter.annotation = known.replace(" | None | None", " | None")
+
+
+def comment(cls: Class, field: Attribute) -> str:
+    assert field.lineno
+    line = cls.lines_collection[cls.filepath][field.lineno - 1]
+    return line.partition("  # ")[2] or "\u200b"
 
 
 def link(name: str, module: str) -> str:

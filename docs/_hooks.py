@@ -83,6 +83,8 @@ def on_page_content(html: str, **_: Any) -> str:
 
 def formula(tex: str, display: str) -> str:
     found = mathml(html.unescape(tex).strip(), display=display)
+    if "\\" in found:  # a command that it does not know is left as it is
+        raise ValueError(f"no MathML for {tex.strip()}")
     return f'<div class="formula">{found}</div>' if display == "block" else found
 
 
