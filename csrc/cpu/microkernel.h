@@ -6,12 +6,13 @@
 // 16 registers, two more hold the row of b, one the broadcast of a. Twelve independent FMAs also cover the
 // latency (4) times the throughput (2 per cycle) of the FMA units.
 //
-// b is a row per k: ldb elements apart. a and b come in one of five forms:
+// b is a row per k: ldb elements apart. a and b come in one of six forms:
 //   interleaved  a[k * kRows + m]              packed panels (weights of an NCHW problem)
 //   by rows      a[m * lda + k]                rows as they lie in memory, or packed so
 //   indirect     rows[k / run][m][k % run]     a table of pointers: rows of a channels_last image, a run of
 //                                              channels per filter tap, read where they are (padding points
 //                                              to zeros, or null in m = 0 where all rows are padding)
+//   strided      a[m * lda + a_runs[k / run] + k % run]     runs of rows at one distance: windows of a copy
 //   paired       indirect, with a second a and b for the second vector of columns: two groups side by side
 //   windowed     a interleaved; row k of b at b + b_rows[k]: rows of a padded image, shifted by each tap
 //
@@ -45,7 +46,11 @@ inline std::int64_t piece_length(std::int64_t n, std::int64_t limit) {
   return n <= limit ? n : ceil_div(ceil_div(n, ceil_div(n, limit)), 4) * 4;
 }
 
-enum class Form { interleaved, by_rows, indirect, paired, windowed };
+enum class Form { interleaved, by_rows, indirect, strided, paired, windowed };
+// Whether the sum goes run by run.
+constexpr bool by_runs(Form form) {
+  return form == Form::indirect || form == Form::strided || form == Form::paired;
+}
 
 // A block of c: `rows` by `columns` tiles. Many tiles in one call: a call per tile costs 90 cycles more, as
 // much as 15 terms.
@@ -55,12 +60,13 @@ struct TileBlock {
   std::int64_t depth;  // length of the sum
   std::int64_t piece;  // piece_length of depth, or of run
   const C* a;
-  std::int64_t lda;             // by rows: from row to row
+  std::int64_t lda;             // by rows and strided: from row to row
   std::int64_t a_step;          // from one tile's rows to the next's
   const C* const* table;        // indirect: kRows pointers per run, tile after tile
-  std::int64_t runs, run;       // indirect: how many of them per row, and terms per pointer
+  const std::int64_t* a_runs;   // strided: where each run starts in a row
+  std::int64_t runs, run;       // by runs: how many of them per row, and terms of one
   std::int64_t skip;            // indirect: added to each pointer (the channels before a group)
-  std::int64_t joined;          // indirect: runs in a chain
+  std::int64_t joined;          // by runs: how many in a chain
   std::int64_t a_pair, b_pair;  // paired: from the first vector's operands to the second's
   const C* b;
   std::int64_t ldb, b_step;    // from term to term; from one tile's columns to the next's
@@ -188,9 +194,9 @@ template <class C, int MR, int NV, Form kForm>
 }
 
 // One tile of rows read where they are. A chain is `joined` runs, or a piece of one.
-template <class C, int MR, int NV, bool kPaired>
-[[gnu::noinline]] void indirect_tile(const TileBlock<C>& t, const C* const* table, const C* b, C* c,
-                                     const std::int64_t* c_rows, const C* bias) {
+template <class C, int MR, int NV, Form kForm>
+[[gnu::noinline]] void tile_by_runs(const TileBlock<C>& t, const C* const* table, const C* tile_a, const C* b,
+                                    C* c, const std::int64_t* c_rows, const C* bias) {
   const std::int64_t ldb = t.ldb, run = t.run, skip = t.skip, piece = t.piece, runs = t.runs,
                      joined = t.joined;
   Start start = t.start;
@@ -201,11 +207,16 @@ template <class C, int MR, int NV, bool kPaired>
       vec<C> acc[MR][NV];
       clear<C>(acc);
       for (std::int64_t j = r; j < end; ++j) {
-        const C* const* rows = table + j * kRows;
-        if (!rows[0]) continue;  // padding for every row
         const C* a[MR];
-        for (int m = 0; m < MR; ++m) a[m] = rows[m] + skip + i;
-        if constexpr (kPaired)
+        if constexpr (kForm == Form::strided) {
+          const C* first = tile_a + t.a_runs[j] + i;
+          for (int m = 0; m < MR; ++m) a[m] = first + m * t.lda;
+        } else {
+          const C* const* rows = table + j * kRows;
+          if (!rows[0]) continue;  // padding for every row
+          for (int m = 0; m < MR; ++m) a[m] = rows[m] + skip + i;
+        }
+        if constexpr (kForm == Form::paired)
           accumulate(acc, n, a, t.a_pair, b + (j * run + i) * ldb, t.b_pair, ldb);
         else
           accumulate(acc, n, a, b + (j * run + i) * ldb, ldb);
@@ -229,13 +240,13 @@ void run_tiles(const TileBlock<C>& t) {
       // The destination's lines, needed when the chain ends: the caches may not have them.
       for (int m = 0; m < MR; ++m) __builtin_prefetch(c + c_rows[m], 1);
       const C* tile_bias = t.start == Start::col_bias ? bias + j * NV * kLanes<C> : bias;
-      if constexpr (kForm == Form::indirect || kForm == Form::paired)
-        indirect_tile<C, MR, NV, kForm == Form::paired>(t, table, t.b + j * t.b_step, c, c_rows, tile_bias);
+      if constexpr (by_runs(kForm))
+        tile_by_runs<C, MR, NV, kForm>(t, table, a, t.b + j * t.b_step, c, c_rows, tile_bias);
       else
         packed_tile<C, MR, NV, kForm>(t, a, t.b + j * t.b_step, c, c_rows, tile_bias);
     }
     a += t.a_step;
-    if constexpr (kForm == Form::indirect || kForm == Form::paired) table += t.runs * kRows;
+    if constexpr (by_runs(kForm)) table += t.runs * kRows;
     if (t.start == Start::row_bias) bias += MR;
   }
 }

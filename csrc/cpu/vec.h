@@ -153,6 +153,17 @@ inline void store_n(T* p, vec<compute_t<T>> v, std::int64_t n) {
   for (std::int64_t i = 0; i < n; ++i) p[i] = buffer[i];
 }
 
+#if defined(__x86_64__) && CONVNORM_VECTOR_BYTES == 64
+template <>
+inline vec<float> load_n(const float* p, std::int64_t n) {
+  return (vec<float>)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
+}
+template <>
+inline void store_n(float* p, vec<float> v, std::int64_t n) {
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), (__m512)v);
+}
+#endif
+
 // One element, with the same conversions.
 inline float load1(const float* p) { return *p; }
 inline double load1(const double* p) { return *p; }

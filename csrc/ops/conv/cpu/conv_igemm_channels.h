@@ -1,5 +1,5 @@
 // Implicit GEMM, channels across (NHWC): tile rows are pixels, columns are output channels; the rows are read
-// in place, through a table of pointers, or packed.
+// in place, through a table of pointers or as stretches of a padded copy, or packed.
 //
 // Include after conv_igemm_task.h.
 #pragma once
@@ -21,6 +21,27 @@ void run_pixel_rows(const Task<C>& t, TileBlock<C> tiles, const std::int64_t* ro
   kTiles<C, kForm>.fn[rest][vectors](tiles);
 }
 
+// The same, a row of outputs at a time, in tiles of equal height.
+template <class C>
+void run_window_rows(const Task<C>& t, TileBlock<C> tiles, const std::int64_t* rows, std::int64_t vectors) {
+  const Dense& d = *t.d;
+  const std::int64_t width = t.work.segments[0].len, lines = t.pixels / width;
+  const std::int64_t pitch = window_shape(d, lines, width, d.red_c).pitch;
+  const std::int64_t count = ceil_div(width, kRows), height = width / count, taller = width % count;
+  for (std::int64_t y = 0; y < lines; ++y) {
+    tiles.a = t.work.patches + y * d.axis[1].step * pitch;
+    tiles.c_rows = rows + y * width;
+    for (const bool more : {true, false}) {
+      const std::int64_t h = height + more;
+      tiles.rows = more ? taller : count - taller;
+      tiles.a_step = h * tiles.lda;
+      if (tiles.rows > 0) kTiles<C, Form::strided>.fn[h][vectors](tiles);
+      tiles.a += tiles.rows * tiles.a_step;
+      tiles.c_rows += tiles.rows * h;
+    }
+  }
+}
+
 // The first pixel of the task, in the source.
 template <class C>
 const C* rows_in_place(const Task<C>& t, const Block& b) {
@@ -34,7 +55,8 @@ void channels_across(const Task<C>& t, const Block& b, const C* weights, bool fi
   const C* bias = static_cast<const C*>(d.bias);
   TileBlock<C> tiles = block_tiles<C, kForm>(t, b, first);
   tiles.a = t.plan->in_place ? rows_in_place<C>(t, b) : t.work.patches;
-  tiles.lda = t.plan->in_place ? d.axis[2].source_stride : t.ldp;
+  tiles.lda = t.plan->in_place ? d.axis[2].source_stride : t.plan->joined ? d.axis[2].step * d.red_c : t.ldp;
+  tiles.a_runs = t.work.window + b.tap0 / imax(1, d.axis[2].taps);
   tiles.a_step = kRows * tiles.lda;
   tiles.table = t.work.table;
   tiles.skip = (t.group - t.group0) * d.red_c;
@@ -53,7 +75,11 @@ void channels_across(const Task<C>& t, const Block& b, const C* weights, bool fi
     if (bias) tiles.bias = bias + t.group * t.plan->bias_row(d.out_c) + k0;
     tiles.c = direct ? reinterpret_cast<C*>(dst) : buffer;
     const std::int64_t vectors = kForm == Form::paired ? 2 : ceil_div(lanes, kLanes<C>);
-    run_pixel_rows<C, kForm>(t, tiles, direct ? t.work.offsets : t.work.lines, vectors);
+    const std::int64_t* rows = direct ? t.work.offsets : t.work.lines;
+    if constexpr (kForm == Form::strided)
+      run_window_rows<C>(t, tiles, rows, vectors);
+    else
+      run_pixel_rows<C, kForm>(t, tiles, rows, vectors);
     if (last && !direct) flush(buffer, dst, t.work.offsets, t.pixels, nullptr, lanes);
     i += tiles.columns;
     buffer += tiles.columns * t.pixels * kCols<C>;
@@ -65,18 +91,28 @@ void run_channels_across(Task<C>& t) {
   const Dense& d = *t.d;
   const Plan<C>& plan = *t.plan;
   const std::int64_t blocks = plan.cut.count();
+  if (plan.joined) {
+    const Segment& at = t.work.segments[0];
+    const WindowShape shape = window_shape(d, t.pixels / at.len, at.len, d.red_c);
+    joined_rows(d, shape, t.work.window);
+    copy_joined_window<D>(d, shape, at, t.work.patches);
+  }
   for (std::int64_t i = 0; i < blocks; ++i) {
     const Block b = plan.cut.block(i);
     const bool first = i == 0, last = i + 1 == blocks;
     if constexpr (std::is_same_v<C, D>)
       if (plan.indirect)
         point_channel_rows<C>(d, t.group0, b, t.work.segments, t.work.segment_count,
-                              {t.work.table, t.work.zeros, t.work.copies, plan.joined});
+                              {t.work.table, t.work.zeros});
     for (t.group = t.group0; t.group < t.group1; ++t.group) {
       const C* weights = block_weights(t, b);
       if (plan.paired && t.group + 1 < t.group1) {
         if constexpr (std::is_same_v<C, D>) channels_across<C, D, Form::paired>(t, b, weights, first, last);
         ++t.group;
+        continue;
+      }
+      if (plan.joined) {
+        channels_across<C, D, Form::strided>(t, b, weights, first, last);
         continue;
       }
       if (plan.indirect) {

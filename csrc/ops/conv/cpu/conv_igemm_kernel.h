@@ -5,7 +5,7 @@
 //   pixels across (NCHW)     tile rows are output channels (weights, interleaved), columns pixels
 //   (P[k][pixel]) channels across (NHWC)   tile rows are pixels (P[pixel][k], or the image in place, through
 //   a table of
-//                            pointers), columns output channels (weights)
+//                            pointers, or rows of a padded copy), columns output channels (weights)
 //
 //   pack all weights into panels                               shared scratch, once per call
 //   for task = (group, channel block, pixel block):            in parallel, by shape alone
@@ -25,7 +25,7 @@ namespace {
 template <class C, class D>
 void run_task(Task<C>& t) {
   const Dense& d = *t.d;
-  const bool ordered = t.plan->indirect && !t.plan->joined;  // joined, edges are copies
+  const bool ordered = t.plan->indirect;
   Segment* rows = ordered ? t.work.image_rows : t.work.segments;
   t.work.segment_count = make_segments(d, t.pixel0, t.pixel0 + t.pixels, rows);
   if (ordered) t.work.segment_count = order_by_edges(d.axis[2], rows, t.work.segment_count, t.work.segments);
@@ -58,8 +58,10 @@ Workspace<C> carve(Arena& arena, const Dense& d, const Plan<C>& plan, std::int64
   if (plan.indirect) {
     w.image_rows = arena.take<Segment>(pixels + 1);
     w.table = arena.take<const C*>(rows * taps);
-    w.zeros = arena.take<C>(plan.joined ? depth : plan.group_span * plan.cut.channels);
-    w.copies = arena.take<C>(plan.joined ? pixels * (depth + kSlack<C>) : 0);
+    w.zeros = arena.take<C>(plan.group_span * plan.cut.channels);
+  } else if (plan.joined) {
+    w.window = arena.take<std::int64_t>(plan.cut.taps);
+    w.patches = arena.take<C>(window_elements(d, plan, pixels));
   } else if (plan.channel_rows) {
     w.patches = arena.take<C>(rows * (depth + kSlack<C>));
   } else {
@@ -76,7 +78,7 @@ template <class C>
 Workspace<C> make_workspace(const Dense& d, const Plan<C>& plan, std::int64_t pixels, std::int64_t depth) {
   Workspace<C> w =
       carve_scratch(Slot::local, [&](Arena& arena) { return carve(arena, d, plan, pixels, depth); });
-  if (plan.indirect) zero(w.zeros, plan.joined ? depth : plan.group_span * plan.cut.channels);
+  if (plan.indirect) zero(w.zeros, plan.group_span * plan.cut.channels);
   const std::int64_t lines = plan.channel_rows ? pixels : ceil_div(plan.panels, plan.channel_blocks) * kRows;
   for (std::int64_t m = 0; m < lines; ++m) w.lines[m] = m * kCols<C>;
   return w;

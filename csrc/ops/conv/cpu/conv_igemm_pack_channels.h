@@ -87,25 +87,20 @@ void pack_channel_rows(const Dense& p, std::int64_t group, const Block& b, const
 }
 
 // The same as a table of pointers instead of a copy, for source channels at distance 1 in the compute type:
-// table[panel][run][kRows] points to channel c0 of each pixel of a row panel. A run is one tap, or, where
-// there are few channels, a whole row of the window (`joined`): its taps and channels follow each other in
-// memory. Padding points to `zeros`, rows of the window that are cut by an edge to a copy, and a run that is
-// padding for the whole panel is null in its first row, so that the tile skips it (a third of a dilated
-// window at an edge).
+// table[panel][tap][kRows] points to channel c0 of each pixel of a row panel. Padding points to `zeros`, and
+// a tap that is padding for the whole panel is null in its first row, so that the tile skips it (a third of a
+// dilated window at an edge).
 template <class C>
 struct PointerTable {
   const C** table;
   const C* zeros;
-  C* copies;  // joined: room for a run per pixel and row of the window
-  bool joined;
 };
 
-// One run of the table: pixels of the segments under tap `tap` or the window row that starts with it.
+// Pixels of the segments under tap `tap`, number `run` of the block's `runs`.
 template <class C>
-C* point_run(const Dense& p, const C* src, const PointerTable<C>& out, const Tap& tap,
-             const Segment* segments, std::int64_t count, std::int64_t run, std::int64_t runs, C* copy) {
+void point_tap(const Dense& p, const C* src, const PointerTable<C>& out, const Tap& tap,
+               const Segment* segments, std::int64_t count, std::int64_t run, std::int64_t runs) {
   const Axis& aw = p.axis[2];
-  const std::int64_t taps = out.joined ? aw.taps : 1;
   for (std::int64_t s = 0; s < count; ++s) {
     const Segment& g = segments[s];
     const std::int64_t start = source_row(p, g, tap);
@@ -115,29 +110,19 @@ C* point_run(const Dense& p, const C* src, const PointerTable<C>& out, const Tap
     std::int64_t panel = g.at / kRows, m = g.at % kRows;
     for (std::int64_t i = 0; i < g.len; ++i, in_w += aw.step) {
       const C** to = out.table + (panel * runs + run) * kRows + m;
-      if (!inside || in_w + taps <= 0 || in_w >= aw.source) {
-        *to = out.zeros;
-      } else if (in_w >= 0 && in_w + taps <= aw.source) {
-        *to = row + in_w * aw.source_stride;
-      } else {
-        pack_channel_taps(p, row, g.w + i, 0, taps, p.red_c, true, copy);
-        *to = copy;
-        copy += taps * p.red_c;
-      }
+      *to = inside && in_w >= 0 && in_w < aw.source ? row + in_w * aw.source_stride : out.zeros;
       if (++m == kRows) m = 0, ++panel;
     }
   }
-  return copy;
 }
 
 template <class C>
 void point_channel_rows(const Dense& p, std::int64_t group, const Block& b, const Segment* segments,
                         std::int64_t count, const PointerTable<C>& out) {
   const C* src = static_cast<const C*>(p.src) + group * p.red_c + b.c0;
-  const std::int64_t taps = out.joined ? p.axis[2].taps : 1, runs = (b.tap1 - b.tap0) / taps;
-  C* copy = out.copies;
+  const std::int64_t runs = b.tap1 - b.tap0;
   for (std::int64_t r = 0; r < runs; ++r)
-    copy = point_run(p, src, out, tap_at(p, b.tap0 + r * taps), segments, count, r, runs, copy);
+    point_tap(p, src, out, tap_at(p, b.tap0 + r), segments, count, r, runs);
   const Segment& last = segments[count - 1];
   for (std::int64_t i = 0; i < (last.at + last.len) / kRows * runs; ++i) {  // full panels only
     bool padding = true;

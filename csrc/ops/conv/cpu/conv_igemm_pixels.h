@@ -90,19 +90,32 @@ void bring_span(const Task<C>& t, const Block& b, std::int64_t x, std::int64_t e
   pack_pixel_panel<D, C>(d, t.group, b, t.work.runs, runs, t.work.patches, t.plan->span);
 }
 
+// Where the source has the pixels from x of the task, for a block of a plan that reads rows in place.
+template <class C>
+const C* source_pixels(const Task<C>& t, const Block& b, std::int64_t x) {
+  const Dense& d = *t.d;
+  Segment at;
+  make_segments(d, t.pixel0 + x, t.pixel0 + x + 1, &at);
+  return static_cast<const C*>(d.src) + (t.group * d.red_c + b.c0) * d.src_c + source_row(d, at, {0, 0, 0}) +
+         at.w;
+}
+
 template <class C, class D>
 void pixels_across(const Task<C>& t, const Block& b, const C* weights, std::int64_t begin, std::int64_t end,
                    bool first, bool last) {
+  const Dense& d = *t.d;
   const std::int64_t span = t.plan->span, channels = task_channels(t);
   TileBlock<C> tiles = channel_tiles<C, Form::interleaved>(t, b, weights, first);
-  tiles.ldb = span;
   for (std::int64_t x0 = begin; x0 < end; x0 += span) {
     const std::int64_t x1 = imin(end, x0 + span);
-    bring_span<C, D>(t, b, x0, x1);
+    bool packed = false;
     for (std::int64_t x = x0; x < x1;) {
       const std::int64_t direct = direct_pixels<C, D>(t.work.offsets + x, x1 - x);
       const std::int64_t n = direct > 0 ? direct : imin(kCols<C>, x1 - x);
-      tiles.b = t.work.patches + (x - x0);
+      const bool in_place = t.plan->source_rows && direct > 0;
+      if (!in_place && !packed) bring_span<C, D>(t, b, x0, x1), packed = true;
+      tiles.b = in_place ? source_pixels(t, b, x) : t.work.patches + (x - x0);
+      tiles.ldb = in_place ? d.src_c : span;
       C* buffer = direct > 0 ? nullptr : t.work.tiles + x * channels;
       pixel_columns<C, D, Form::interleaved>(t, tiles, x, n, buffer, last);
       x += n;

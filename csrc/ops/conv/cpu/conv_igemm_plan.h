@@ -12,11 +12,12 @@ inline constexpr std::int64_t kWeightBytes = 256 << 10;  // half of L2
 template <class C>
 struct Plan {
   bool channel_rows;
-  bool in_place;  // rows of channels follow each other in the source
-  bool indirect;  // they are read through a table of pointers,
-  bool joined;    // one per row of the window
-  bool paired;    // two groups of a vector of channels each, side by side in a tile
-  bool windowed;  // pixels across: rows of a padded copy, shifted by each tap, in place of patches
+  bool in_place;     // rows of channels follow each other in the source
+  bool indirect;     // they are read through a table of pointers
+  bool joined;       // rows of the window are stretches of a padded copy
+  bool paired;       // two groups of a vector of channels each, side by side in a tile
+  bool source_rows;  // pixels across: rows of pixels are read where they lie
+  bool windowed;     // a padded copy in place of patches: joined, or rows of pixels, shifted by each tap
   Cut cut;
   std::int64_t chain;  // limit of a chain of FMAs
   std::int64_t span;   // pixels across: packed at a time
@@ -61,6 +62,8 @@ inline constexpr std::int64_t kLeastIndirect = 8;   // shorter runs of channels 
 
 inline constexpr std::int64_t kMostJoined = 32;  // channels, up to which window rows are joined
 
+inline constexpr std::int64_t kFewFilters = 128;  // up to here rows of pixels may be read in place
+
 inline constexpr std::int64_t kGroupSpan = 8;  // groups that share one table of pointers
 
 // Pixels packed at a time, so that they stay in L1: the more, the longer the rows that are written in turn,
@@ -71,16 +74,30 @@ std::int64_t pixel_span(const Dense& d, const Cut& cut) {
   return imax(1, imin(imin(kPixelBlock / kCols<C>, listed), kMaxDepth / imax(1, cut.depth()))) * kCols<C>;
 }
 
-// A 1x1, stride-1 problem whose pixels lie at one distance, across images too.
-inline bool rows_follow(const Dense& d, const Cut& cut) {
+// A 1x1, stride-1 problem: the pixels of an image lie at one distance,
+inline bool pixels_follow(const Dense& d, const Cut& cut) {
   const Axis& w = d.axis[2];
   return cut.taps == 1 && w.step == 1 && w.offset == 0 && w.out == w.source &&
-         d.axis[0].out * d.axis[1].out == 1 && d.axis[0].offset == 0 && d.axis[1].offset == 0 &&
-         (d.n == 1 || d.src_n == w.out * w.source_stride);
+         d.axis[0].out * d.axis[1].out == 1 && d.axis[0].offset == 0 && d.axis[1].offset == 0;
+}
+// those of several images too.
+inline bool rows_follow(const Dense& d, const Cut& cut) {
+  const Axis& w = d.axis[2];
+  return pixels_follow(d, cut) && (d.n == 1 || d.src_n == w.out * w.source_stride);
+}
+
+// A 1x1 problem whose rows of pixels are read where they lie. Packing costs a sixth of the time of 64 filters
+// with 64-byte vectors; with more filters it is shared, and with narrower vectors the rows, a page each, cost
+// as much. Rows that fall into few sets of L1 would push each other out.
+template <class C>
+bool source_rows_serve(const Dense& d, const Cut& cut) {
+  return CONVNORM_VECTOR_BYTES == 64 && pixels_follow(d, cut) && d.axis[2].source_stride == 1 &&
+         d.out_c <= kFewFilters && d.src_c * std::int64_t(sizeof(C)) % 1024 != 0;
 }
 
 // Few channels: a row of the window, all of its taps and channels, is one stretch of memory. Groups part it,
-// whatever the stride of a width of one says.
+// whatever the stride of a width of one says. Pixels of a padded copy are then at one distance, and need no
+// pointers, which for 10 filters of 5x5x3 took as long as the sums.
 inline bool window_rows_join(const Dense& d) {
   const Axis& w = d.axis[2];
   return d.src_c == 1 && d.groups == 1 && d.red_c <= kMostJoined && w.taps > 1 &&
@@ -125,20 +142,21 @@ template <class C>
 Plan<C> make_plan(const Dense& d, bool same_type) {
   Plan<C> p{};
   p.channel_rows = d.dst_c == 1 && !(d.out_c == 1 && d.axis[2].out_stride == 1);
-  p.joined = p.channel_rows && same_type && window_rows_join(d);
+  p.pixels = d.n * d.axis[0].out * d.axis[1].out * d.axis[2].out;
+  p.joined = p.channel_rows && p.pixels > 0 && window_rows_join(d);
   p.cut = make_cut(d, p.channel_rows, p.joined ? d.axis[2].taps : 1);
   p.groups = d.groups;
-  p.pixels = d.n * d.axis[0].out * d.axis[1].out * d.axis[2].out;
   p.pixel_blocks = imax(1, ceil_div(p.pixels, kPixelBlock));
   p.panel = p.channel_rows ? kCols<C> : kRows;
   p.panels = ceil_div(d.out_c, p.panel);
   p.weights = p.panels * p.panel * tap_count(d) * d.red_c;
   const bool readable = p.channel_rows && same_type && d.src_c == 1;
   p.in_place = readable && rows_follow(d, p.cut);
-  p.indirect = readable && !p.in_place && (p.joined || d.red_c / p.cut.channel_blocks >= kLeastIndirect);
+  p.indirect = readable && !p.in_place && !p.joined && d.red_c / p.cut.channel_blocks >= kLeastIndirect;
   p.paired = p.indirect && d.out_c == kLanes<C> && p.cut.channel_blocks == 1;
   p.chain = chain(p.cut);
-  p.windowed = !p.channel_rows && p.pixels > 0 && window_beats_patches<C>(d, p.cut);
+  p.source_rows = !p.channel_rows && same_type && source_rows_serve<C>(d, p.cut);
+  p.windowed = p.joined || (!p.channel_rows && p.pixels > 0 && window_beats_patches<C>(d, p.cut));
   if (p.windowed) cut_planes(d, p);
   p.span = p.channel_rows ? 0 : pixel_span<C>(d, p.cut);
   p.group_span = p.indirect ? imin(p.groups, kGroupSpan) : 1;

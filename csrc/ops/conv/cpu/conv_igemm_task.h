@@ -12,11 +12,11 @@ template <class C>
 struct Workspace {
   C* patches;
   const C** table;  // indirect: in place of patches
-  C *zeros, *copies;
+  C* zeros;
   C* tiles;                // the buffered ones: a column of tiles after the other
   std::int64_t* offsets;   // of each pixel of the task in the destination
   std::int64_t* channels;  // of each channel of the task, from the first
-  std::int64_t* window;    // windowed: of each term in the copy
+  std::int64_t* window;    // windowed: of each term, or joined, of each row of the window, in the copy
   std::int64_t* lines;     // of the rows of the buffer: multiples of kCols
   Run* runs;
   Segment* segments;
@@ -55,10 +55,13 @@ void flush(const C* buffer, D* dst, const std::int64_t* rows, std::int64_t row_c
            const std::int64_t* columns, std::int64_t column_count) {
   for (std::int64_t m = 0; m < row_count; ++m, buffer += kCols<C>) {
     D* to = dst + rows[m];
+    if (columns) {
+      for (std::int64_t n = 0; n < column_count; ++n) store1(to + columns[n], buffer[n]);
+      continue;
+    }
     std::int64_t n = 0;
-    if (!columns)
-      for (; n + kLanes<C> <= column_count; n += kLanes<C>) store(to + n, load(buffer + n));
-    for (; n < column_count; ++n) store1(to + (columns ? columns[n] : n), buffer[n]);
+    for (; n + kLanes<C> <= column_count; n += kLanes<C>) store(to + n, load(buffer + n));
+    if (n < column_count) store_n(to + n, load(buffer + n), column_count - n);
   }
 }
 
@@ -73,9 +76,8 @@ TileBlock<C> block_tiles(const Task<C>& t, const Block& b, bool first) {
   tiles.runs = (b.tap1 - b.tap0) / taps;
   tiles.run = (b.c1 - b.c0) * taps;
   tiles.joined = imax(1, limit / tiles.run);
-  // Of a run where rows are pointed at: the sum may be empty (no tap reaches an input between strides).
-  const bool pointed = kForm == Form::indirect || kForm == Form::paired;
-  tiles.piece = piece_length(pointed ? tiles.run : tiles.depth, limit);
+  // Of a run where the sum goes by runs: it may be empty (no tap reaches an input between strides).
+  tiles.piece = piece_length(by_runs(kForm) ? tiles.run : tiles.depth, limit);
   tiles.start = !first                 ? Start::add_to_c
                 : !t.d->bias           ? Start::zero
                 : t.plan->channel_rows ? Start::col_bias

@@ -5,8 +5,12 @@
 //   copy[c][d][h][w]     channels of the block, planes under the window, rows and columns that the task needs
 //   P[(c, t)][pixel]  =  copy + rows[(c, t)] + h * pitch + w      for the pixel (h, w) of the task
 //
-// For unit steps along w. Nothing is packed per tap, but a row of outputs is a unit of tiles: 14 pixels take
-// 16.
+// With few channels in NHWC the same copy, with pixels of all channels, is read by rows of the window (taps
+// and channels of one are a stretch): P[pixel][(t_d, t_h), (t_w, c)] = copy + rows[(t_d, t_h)] + h * pitch +
+// w * step * channels + (t_w, c).
+//
+// NCHW for unit steps along w. Nothing is packed per tap, but a row of outputs is a unit of tiles: 14 pixels
+// take 16.
 //
 // Include after conv_igemm_plan.h.
 #pragma once
@@ -24,14 +28,15 @@ inline Extent extent(const Axis& a, std::int64_t out) {
   return {first, (out - 1) * a.step + imax(reach, -reach) + 1, a.offset, a.offset_step};
 }
 
-// What a task of `lines` rows of `width` pixels copies of one channel.
+// What a task of `lines` rows of `width` pixels copies of one channel, or of `together` channels per pixel.
 struct WindowShape {
   Extent h, w;
   std::int64_t planes, pitch, channel;  // rows are `pitch` apart, channels `channel`
 };
-inline WindowShape window_shape(const Dense& d, std::int64_t lines, std::int64_t width) {
+inline WindowShape window_shape(const Dense& d, std::int64_t lines, std::int64_t width,
+                                std::int64_t together = 1) {
   WindowShape s{extent(d.axis[1], lines), extent(d.axis[2], width), d.axis[0].taps, 0, 0};
-  s.pitch = s.w.size;
+  s.pitch = s.w.size * together;
   s.channel = s.planes * s.h.size * s.pitch;
   return s;
 }
@@ -40,6 +45,7 @@ inline WindowShape window_shape(const Dense& d, std::int64_t lines, std::int64_t
 template <class C>
 std::int64_t window_elements(const Dense& d, const Plan<C>& plan, std::int64_t pixels) {
   const std::int64_t width = imin(pixels, d.axis[2].out);
+  if (plan.joined) return window_shape(d, pixels / width, width, d.red_c).channel;
   return plan.cut.most_channels() * window_shape(d, pixels / width, width).channel + kCols<C>;
 }
 
@@ -80,6 +86,30 @@ void copy_window(const Dense& p, std::int64_t group, const Block& b, const Windo
       }
     }
   zero(to, kCols<C>);  // what the last tile reads beyond its pixels
+}
+
+// The same for pixels of all channels,
+template <class S, class C>
+void copy_joined_window(const Dense& p, const WindowShape& s, const Segment& at, C* to) {
+  const Axis &ad = p.axis[0], &ah = p.axis[1], &aw = p.axis[2];
+  const S* src = static_cast<const S*>(p.src) + at.n * p.src_n;
+  for (std::int64_t i = 0; i < s.planes; ++i) {
+    const std::int64_t in_d = at.d * ad.step + ad.offset + i * ad.offset_step;
+    for (std::int64_t y = 0; y < s.h.size; ++y, to += s.pitch) {
+      const std::int64_t in_h = at.h * ah.step + s.h.first + y;
+      if (in_d < 0 || in_d >= ad.source || in_h < 0 || in_h >= ah.source)
+        zero(to, s.pitch);
+      else
+        copy_padded(to, src + in_d * ad.source_stride + in_h * ah.source_stride,
+                    (at.w * aw.step + s.w.first) * p.red_c, s.pitch, aw.source * p.red_c);
+    }
+  }
+}
+
+// and where the rows of a window start.
+inline void joined_rows(const Dense& d, const WindowShape& s, std::int64_t* rows) {
+  for (std::int64_t i = 0; i < d.axis[0].taps; ++i)
+    for (std::int64_t j = 0; j < d.axis[1].taps; ++j) *rows++ = (i * s.h.size + s.h.place(j)) * s.pitch;
 }
 
 }  // namespace
