@@ -26,7 +26,7 @@ def set_isa(name: str) -> None:
 
 
 def kernels(op: str | None = None) -> list[dict[str, str]]:
-    """Rows ``{op, kernel, about, isa}`` of every kernel, in order of choice within an op."""
+    """Rows ``{op, kernel, about, isa, device}`` of every kernel, in order of choice within an op and device."""
     return [row for row in _C.kernels() if op is None or row["op"] == op]
 
 

@@ -1,0 +1,150 @@
+// Which elements a thread of batch norm's kernels sees, and the per-channel values it needs for them.
+//
+// Both orders of memory have the same kernels. In rows a thread has V neighbouring channels and walks over
+// rows; in planes V neighbouring elements of one channel, and walks over a piece of its images.
+#pragma once
+
+#include "cuda/reduce.cuh"
+#include "cuda/vec.cuh"
+#include "ops/batch_norm/cuda/batch_norm_plan.h"
+
+namespace convnorm::batch_norm {
+
+using cuda::Raw;
+
+// What a block leaves of a piece for each channel.
+struct Piece {
+  double mean, m2;  // in the backward: sum g, and sum g (x - hi)
+};
+
+// Pieces are merged by blocks of 32 x 32 threads per 32 channels; threads of one have every 32nd piece.
+inline constexpr int kMergeLanes = 32, kMergeWays = 32;
+
+// Block and thread: made by the first lines of every kernel.
+struct Place {
+  std::int64_t piece, channel;  // the block's first channel
+  int thread, lane, way;
+
+  // Passes alternate between the two ends of the tensor, so that one starts on what the last left in L2.
+  __device__ Place(const Plan& plan, bool backwards) {
+    const std::int64_t block = backwards ? plan.blocks() - 1 - blockIdx.x : blockIdx.x;
+    piece = block / plan.tiles;
+    thread = static_cast<int>(threadIdx.x);
+    lane = thread % plan.lanes;
+    way = thread / plan.lanes;
+    channel = block % plan.tiles;
+  }
+};
+
+// The thread's vectors of V elements, one by one.
+template <bool kRows, int V>
+struct Walk {
+  std::int64_t offset;  // of the vector, in elements
+
+  __device__ Walk(const Plan& plan, Place place) {
+    const std::int64_t o = place.piece / plan.inner_pieces * plan.per_outer;
+    outer_end_ = o + plan.per_outer < plan.outer ? o + plan.per_outer : plan.outer;
+    outer_ = o + place.way;
+    ways_ = plan.ways;
+    if constexpr (kRows) {
+      const std::int64_t c = (place.channel * plan.lanes + place.lane) * V;
+      if (c >= plan.channels) outer_ = outer_end_;
+      offset = outer_ * plan.channels + c;
+      step_ = plan.channels * plan.ways;
+    } else {
+      const std::int64_t i = place.piece % plan.inner_pieces * plan.per_inner;
+      inner_ = inner_begin_ = i + place.lane * V;
+      inner_end_ = i + plan.per_inner < plan.inner ? i + plan.per_inner : plan.inner;
+      if (inner_ >= inner_end_) outer_ = outer_end_;
+      offset = (outer_ * plan.channels + place.channel) * plan.inner + inner_;
+      step_ = static_cast<std::int64_t>(plan.lanes) * V;
+      image_ = plan.channels * plan.inner * plan.ways;
+    }
+  }
+  __device__ bool more() const { return outer_ < outer_end_; }
+  __device__ void next() {
+    if constexpr (!kRows) {
+      inner_ += step_;
+      if (inner_ < inner_end_) {
+        offset += step_;
+        return;
+      }
+      offset += image_ - (inner_ - step_ - inner_begin_);
+      inner_ = inner_begin_;
+    } else {
+      offset += step_;
+    }
+    outer_ += ways_;
+  }
+
+ private:
+  std::int64_t outer_, outer_end_, ways_, step_;
+  std::int64_t inner_, inner_begin_, inner_end_, image_;  // planes only
+};
+
+// Up to kUnroll vectors of a walk, loaded before the first is used.
+template <class T, bool kRows, int V>
+struct Batch {
+  std::int64_t offset[kUnroll];
+  int count = 0;
+
+  __device__ explicit Batch(Walk<kRows, V>& walk) {
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      offset[u] = walk.offset;
+      if (!walk.more()) continue;
+      ++count;
+      walk.next();
+    }
+  }
+  __device__ void load(Raw<T, V> (&raw)[kUnroll], const void* from) const {
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u)
+      if (u < count) raw[u] = cuda::load<T, V>(static_cast<const T*>(from) + offset[u]);
+  }
+};
+
+// How many channels a thread has, and which of them element v belongs to.
+template <bool kRows, int V>
+inline constexpr int kChannels = kRows ? V : 1;
+template <bool kRows>
+__device__ inline int channel_of(int v) {
+  return kRows ? v : 0;
+}
+
+// y = (x - hi) scale + shift, and in the backward x' = scale (g - k0 - (x - hi) k2). hi is the mean in C;
+// what it lacks of the mean is in shift and in k0. One function for both directions, so that the backward
+// finds the very values that relu saw.
+template <class C>
+struct Affine {
+  C hi, scale, shift, k0, k2;
+};
+
+template <class C>
+__device__ inline Affine<C> affine(const PerChannel& at, double eps, const ChannelRef& mean_g,
+                                   const ChannelRef& mean_dot, std::int64_t c) {
+  const double mean = cuda::read(at.mean, c, 0), r = 1 / sqrt(cuda::read(at.var, c, 1) + eps);
+  const C hi = static_cast<C>(mean);
+  const double low = mean - hi, scale = cuda::read(at.weight, c, 1) * r;
+  const double k2 = r * cuda::read(mean_dot, c, 0);
+  return {hi, static_cast<C>(scale), static_cast<C>(cuda::read(at.bias, c, 0) - low * scale),
+          static_cast<C>(cuda::read(mean_g, c, 0) - low * k2), static_cast<C>(k2)};
+}
+
+// Those of the thread's channels. The block computes each once, in `shared` of kMostColumns.
+template <class T>
+inline constexpr int kMostColumns = 32 * cuda::kVector<T>;
+
+template <bool kRows, class C, int K>
+__device__ inline void load_affine(Affine<C> (&mine)[K], Affine<C>* shared, const Plan& plan, Place place,
+                                   const PerChannel& at, double eps, const ChannelRef& mean_g,
+                                   const ChannelRef& mean_dot) {
+  const int columns = kRows ? plan.lanes * K : 1;
+  const std::int64_t first = place.channel * columns;
+  for (int i = place.thread; i < columns; i += kThreads)
+    if (first + i < plan.channels) shared[i] = affine<C>(at, eps, mean_g, mean_dot, first + i);
+  __syncthreads();
+  for (int k = 0; k < K; ++k) mine[k] = shared[kRows ? place.lane * K + k : 0];
+}
+
+}  // namespace convnorm::batch_norm
