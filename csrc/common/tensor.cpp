@@ -184,8 +184,10 @@ Tensor workspace(Device device, std::int64_t bytes) {
   return empty_on(device, {bytes}, {1}, ScalarType::Byte);
 }
 
+bool aligned(const Tensor& t) { return reinterpret_cast<std::uintptr_t>(t.data_ptr()) % 16 == 0; }
+
 Tensor operand(const Tensor& t, Layout layout) {
-  if (!t.is_cuda() || t.numel() == 0 || is_dense(t, layout)) return t;
+  if (!t.is_cuda() || t.numel() == 0 || (is_dense(t, layout) && aligned(t))) return t;
   Tensor copy = empty(t, sizes_of(t), layout);
   torch::stable::copy_(copy, t);
   return copy;

@@ -69,10 +69,13 @@ Layout suggested_layout(const Tensor& t);
 
 Device device_of(const Tensor& t);
 
+// Starts at a multiple of 16 bytes, as all of torch's own tensors do; slices may not.
+bool aligned(const Tensor& t);
+
 // Uninitialised bytes for a kernel to work in, given back when the tensor goes.
 Tensor workspace(Device device, std::int64_t bytes);
 
-// Kernels for CUDA take dense tensors only: `t` itself where it is dense in the layout or on the CPU, whose
+// For kernels on CUDA that take dense, aligned tensors: `t` itself where it is so or on the CPU, whose
 // kernels take strides; else a copy.
 Tensor operand(const Tensor& t, Layout layout);
 inline OptTensor operand(const OptTensor& t, Layout layout) {

@@ -43,7 +43,9 @@ inline double rounding(DType t) {
 template <class T>
 class Buffer {
  public:
-  explicit Buffer(std::size_t n = 0) : values_(n) { std::memset(values_.data(), 0xff, n * sizeof(T)); }
+  explicit Buffer(std::size_t n = 0) : values_(n) {
+    if (n > 0) std::memset(values_.data(), 0xff, n * sizeof(T));
+  }
   explicit Buffer(std::vector<T> values) : values_(std::move(values)) {}
   T* data() { return values_.empty() ? nullptr : values_.data(); }
   const std::vector<T>& all() const { return values_; }
