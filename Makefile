@@ -19,7 +19,7 @@ endif
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check
 CXX_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test test-models cuda-check bench lint format clean check-tools
+.PHONY: help demo test test-models cuda-check bench docs lint format clean check-python check-tools
 .DEFAULT_GOAL := help
 
 help:
@@ -28,25 +28,28 @@ help:
 	@echo "make test-models  whole models of transformers, MONAI and diffusers, which it installs"
 	@echo "make cuda-check   what can be said of the CUDA kernels without a GPU; needs nvcc"
 	@echo "make bench    benchmarks against torch (BENCH='options of convnorm bench')"
+	@echo "make docs     the documentation site, in site/ (needs no build)"
 	@echo "make lint     ruff, mypy, clang-format in checking mode"
 	@echo "make format   ruff and clang-format, in place"
 	@echo "make clean    remove .venv, build products and caches"
 	@echo "PYTHON=python3.12 chooses the interpreter; VENV= uses it as it is, with its own torch"
 
 # Says what is missing before anything is downloaded.
-check-tools:
+check-python:
 	@command -v $(PYTHON) >/dev/null || { echo "convnorm needs Python 3.10 or newer; '$(PYTHON)' is not there. Set PYTHON=/path/to/python3"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "convnorm needs Python 3.10 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Set PYTHON=/path/to/a/newer/python3"; exit 1; }
 	@test -z "$(strip $(VENV))" || $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments: install its venv package (Debian: apt install python3-venv)"; exit 1; }
+
+check-tools: check-python
 	@$(PYTHON) -c 'import sysconfig, pathlib, sys; sys.exit(not (pathlib.Path(sysconfig.get_path("include")) / "Python.h").is_file())' || { echo "Python.h of $(PYTHON) is missing: install its development package (Debian: apt install python3-dev)"; exit 1; }
 	@echo 'int main() { return []<class T>(T x) { return x; }(0); }' | $${CXX:-c++} -std=c++20 -x c++ -fsyntax-only - 2>/dev/null || { echo "convnorm needs a C++20 compiler (GCC 11 or Clang 14, or newer); '$${CXX:-c++} -std=c++20' does not work. Install one (Debian: apt install g++) or set CXX"; exit 1; }
 
-$(STATE)/venv: | check-tools
+$(STATE)/venv: | check-python
 	@echo "convnorm: environment"
 	@test -z "$(strip $(VENV))" || test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	@mkdir -p $(STATE) && touch $@
 
-$(STATE)/requirements: requirements.txt requirements-data.txt $(STATE)/venv
+$(STATE)/requirements: requirements.txt requirements-data.txt $(STATE)/venv | check-tools
 	@echo "convnorm: installing torch and what the build needs (once)"
 ifeq ($(strip $(VENV)),)
 	@$(RUN) -c 'import torch' || { echo "VENV= uses the torch of $(PYTHON), but it has none"; exit 1; }
@@ -94,6 +97,16 @@ cuda-check: $(STATE)/build $(STATE)/requirements-cuda
 bench: $(STATE)/build $(STATE)/requirements-dev
 	@$(RUN) -m convnorm bench $(BENCH)
 
+$(STATE)/requirements-docs: requirements-docs.txt $(STATE)/venv
+	@echo "convnorm: installing mkdocs (once)"
+	@$(INSTALL) -r requirements-docs.txt
+	@touch $@
+
+# Sources are read, not imported; links and anchors that lead nowhere are errors.
+docs: $(STATE)/requirements-docs
+	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+	@echo "convnorm: site/index.html"
+
 lint: $(STATE)/requirements-dev
 	@$(RUN) -m ruff check .
 	@$(RUN) -m mypy
@@ -104,5 +117,5 @@ format: $(STATE)/requirements-dev
 	@$(BIN)clang-format -i $(CXX_FILES)
 
 clean:
-	rm -rf .venv build dist *.egg-info convnorm/_C*.so demo_output bench_output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist *.egg-info convnorm/_C*.so demo_output bench_output site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find convnorm tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

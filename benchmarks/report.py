@@ -6,6 +6,7 @@ python benchmarks/report.py [benchmarks/results/<name>.json] [--readme README.md
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import statistics
 import sys
@@ -13,18 +14,24 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
-from convnorm.bench.figures import (  # noqa: E402
-    against_better_layout,
-    grouped,
-    limits,
-    losses,
-    mean_ratio,
-    verdict_counts,
-)
+
+def by_path(path: str) -> Any:
+    """A module without its package: ``import convnorm`` needs torch and the build, a table does not."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+figures = by_path("convnorm/bench/figures.py")
 
 BEGIN, END = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"
+LEGEND = (
+    "torch's time / convnorm's time, geometric mean over the set; above 1 convnorm is faster. A row is a "
+    "win or a loss only where the spread of the race agrees; the last column is a median."
+)
 Row = dict[str, Any]
 
 
@@ -49,18 +56,18 @@ def summary(rows: list[Row]) -> list[str]:
         "of ceiling",
     ]
     body = []
-    for (op, count), same in grouped(rows, "op", "threads").items():
-        by_layout = {layout: mean_ratio(part) for (layout,), part in grouped(same, "layout").items()}
+    for (op, count), same in figures.grouped(rows, "op", "threads").items():
+        by_layout = {layout: figures.mean_ratio(part) for (layout,), part in figures.grouped(same, "layout").items()}
         ceiling = statistics.median(r["ceiling_percent"] for r in same)
         cells = [f"x{by_layout[layout]:.2f}" if layout in by_layout else "" for layout in head[2:4]]
-        better = f"x{against_better_layout(same):.2f}"
-        counts = " / ".join(map(str, verdict_counts(same)))
+        better = f"x{figures.against_better_layout(same):.2f}"
+        counts = " / ".join(map(str, figures.verdict_counts(same)))
         body.append([f"`{op}`", str(count), *cells, better, counts, f"{ceiling:.0f} %"])
     return table(head, body)
 
 
 def loss_table(rows: list[Row]) -> list[str]:
-    lost = losses(rows)
+    lost = figures.losses(rows)
     if not lost:
         return ["convnorm loses no row of this set."]
     body = [
@@ -80,16 +87,22 @@ def loss_table(rows: list[Row]) -> list[str]:
     return ["<details>", f"<summary>{title}</summary>", "", *table(head, body), "", "</details>"]
 
 
-def report(result: dict[str, Any]) -> str:
-    m, rows = result["machine"], [with_kind(r) for r in result["rows"]]
-    dtypes = ", ".join(sorted({r["dtype"] for r in rows}))
-    lines = [
+def provenance(result: dict[str, Any], rows: list[Row]) -> list[str]:
+    """Where and with what these rows were measured."""
+    m, dtypes = result["machine"], ", ".join(sorted({r["dtype"] for r in rows}))
+    return [
         f"{m['cpu']}, {m['cores']} cores, {m['isa']}; torch {m['torch']}; convnorm {m['convnorm']} at "
         f"{m['commit']}, {m['date']}; {dtypes}{'; short races (--quick)' if result['quick'] else ''}.",
-        f"Ceilings measured in the same run: {limits(result)}.",
+        f"Ceilings measured in the same run: {figures.limits(result)}.",
+    ]
+
+
+def report(result: dict[str, Any]) -> str:
+    rows = [with_kind(r) for r in result["rows"]]
+    lines = [
+        *provenance(result, rows),
         "",
-        "torch's time / convnorm's time, geometric mean over the set; above 1 convnorm is faster. A row is a "
-        "win or a loss only where the spread of the race agrees; the last column is a median.",
+        LEGEND,
         "",
         *summary(rows),
         "",

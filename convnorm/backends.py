@@ -1,7 +1,9 @@
 """Switches: the instruction set, and pinning an op to one of its kernels.
 
->>> with convnorm.backends.force(conv="conv_im2col"):
-...     y = convnorm.functional.conv2d(x, w)
+Example:
+    >>> x, w = torch.randn(1, 3, 8, 8), torch.randn(4, 3, 3, 3)
+    >>> with convnorm.backends.force(conv_forward="conv_im2col"):
+    ...     y = convnorm.functional.conv2d(x, w)
 """
 
 from __future__ import annotations
@@ -20,13 +22,28 @@ def isa() -> str:
 def set_isa(name: str) -> None:
     """Use another instruction set: 'auto', 'generic', 'avx2', 'avx512' (as the environment's CONVNORM_ISA).
 
-    Raises RuntimeError when the processor lacks it, ValueError for an unknown name.
+    For the whole process; :func:`using_isa` does it for a block.
+
+    Raises:
+        RuntimeError: the processor lacks it.
+        ValueError: an unknown name.
+
+    Example:
+        >>> convnorm.backends.set_isa("auto")
     """
     _C.set_isa(name)
 
 
 def kernels(op: str | None = None) -> list[dict[str, str]]:
-    """Rows ``{op, kernel, about, isa, device}`` of every kernel, in order of choice within an op and device."""
+    """Rows ``{op, kernel, about, isa, device}`` of every kernel, in order of choice within an op.
+
+    Args:
+        op: one op, such as ``"conv_forward"``; without it all.
+
+    Example:
+        >>> [row["kernel"] for row in convnorm.backends.kernels("batch_norm_train")][-1]
+        'batch_norm_reference'
+    """
     return [row for row in _C.kernels() if op is None or row["op"] == op]
 
 
@@ -45,13 +62,24 @@ def set_winograd(enabled: bool) -> None:
     those of the 6x6 inputs around it. With ``eps = 2**-23`` and ``C`` channels summed over, the tests hold every
     output within ``(64 + C / 2) * eps * max|x| * (largest sum of |w| of a filter)`` of the exact result, on random
     data and on patterns chosen to make errors add up.
+
+    Source: Lavin and Gray 2015, https://arxiv.org/abs/1509.09308; the points are those of Barabasz and others 2020.
+
+    Example:
+        >>> convnorm.backends.set_winograd(True)
     """
     _C.set_winograd(enabled)
 
 
 @contextmanager
 def using_winograd(enabled: bool) -> Iterator[None]:
-    """Winograd's method on or off inside a ``with`` block."""
+    """Winograd's method on or off inside a ``with`` block; see :func:`set_winograd`.
+
+    Example:
+        >>> with convnorm.backends.using_winograd(False):
+        ...     convnorm.backends.winograd()
+        False
+    """
     before = winograd()
     set_winograd(enabled)
     try:
@@ -65,6 +93,17 @@ def force(**pins: str) -> Iterator[None]:
     """Pin ops to kernels by name inside a ``with`` block; a problem the kernel refuses is then an error.
 
     The environment variable ``CONVNORM_FORCE="conv_forward=conv_im2col,..."`` does the same for a process.
+
+    Args:
+        pins: kernels by op, both as :func:`kernels` names them.
+
+    Raises:
+        ValueError: no such op, or no such kernel of it.
+        RuntimeError: inside the block, a problem that the kernel refuses, with its reason.
+
+    Example:
+        >>> with convnorm.backends.force(conv_forward="conv_im2col"):
+        ...     y = convnorm.functional.conv2d(torch.randn(1, 3, 8, 8), torch.randn(4, 3, 3, 3))
     """
     before = {op: _C.forced_kernel(op) for op in pins}
     try:
@@ -78,7 +117,13 @@ def force(**pins: str) -> Iterator[None]:
 
 @contextmanager
 def using_isa(name: str) -> Iterator[None]:
-    """An instruction set inside a ``with`` block."""
+    """An instruction set inside a ``with`` block; names and errors as :func:`set_isa`.
+
+    Example:
+        >>> with convnorm.backends.using_isa("generic"):
+        ...     convnorm.backends.isa()
+        'generic'
+    """
     before = _C.active_isa()
     _C.set_isa(name)
     try:

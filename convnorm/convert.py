@@ -37,8 +37,8 @@ class Entry:
     name: str  # its first dotted name; "" is the root
     kind: str  # its class
     status: str  # "convnorm" (runs convnorm's kernels), "replaceable", "kept" (stays torch's)
-    reason: str
-    module: nn.Module
+    reason: str  # why it is kept; "" where it is not
+    module: nn.Module  # the layer itself
     target: type | None = None  # what convert would make of it
 
 
@@ -46,7 +46,7 @@ class Entry:
 class ConversionReport:
     """Every layer of a model, and why it runs where it runs; ``str()`` is a readable page."""
 
-    entries: list[Entry]
+    entries: list[Entry]  # in the order of the model
 
     def count(self, status: str) -> int:
         """How many layers have this status."""
@@ -150,6 +150,9 @@ def revert(model: nn.Module) -> nn.Module:
     """Undo :func:`convert`: every convnorm layer with a counterpart in torch becomes that again, in place.
 
     Layers that torch does not have, such as ``BatchNormAct2d``, stay.
+
+    Example:
+        >>> model = convnorm.revert(convnorm.convert(model))
     """
     back = {ours: theirs for theirs, ours in pairs().items()}
     for module in list(model.modules()):

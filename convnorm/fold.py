@@ -34,7 +34,7 @@ class FoldEntry:
 class FoldReport:
     """What became of every batch norm of a model, and why; ``str()`` is a readable page."""
 
-    entries: list[FoldEntry]
+    entries: list[FoldEntry]  # in the order of the model
     refusal: str = ""  # why nothing was folded, where that has one reason for the whole model
     error: float | None = None  # largest error of an output on the sample, against float64
     bound: float | None = None  # what that may be

@@ -13,7 +13,7 @@ import convnorm
 import convnorm.functional as CF
 from convnorm import backends, explain
 from convnorm.testing import assert_accurate, assert_same
-from tests.specs import DTYPES, LAYOUTS, cast, evaluate, without_onednn
+from tests.specs import DTYPES, LAYOUTS, cast, evaluate, torch_results, without_onednn
 from tests.specs.conv import SPEC
 
 ISAS = ["generic", "avx2", "avx512"]
@@ -76,9 +76,7 @@ def test_as_accurate_as_torch(shape, kernel, stride, dtype, layout, isa):
     }
     with forced(isa):
         ours = evaluate(SPEC.ours, inputs, SPEC.grads)
-    peer = cast(inputs, torch.float32) if dtype == torch.float64 else inputs
-    theirs = evaluate(SPEC.theirs, peer, SPEC.grads)
-    reference = evaluate(SPEC.theirs, cast(inputs, torch.float64), SPEC.grads)
+    theirs, reference = torch_results(SPEC, inputs, dtype)
     for what in ours:
         assert_accurate(ours[what], theirs[what], reference[what], what)
 

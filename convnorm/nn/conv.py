@@ -12,7 +12,10 @@ torch.fx.wrap("_conv_transpose")  # one node that holds the module: output_size 
 
 
 class Conv1d(nn.Conv1d):
-    """:class:`torch.nn.Conv1d` computed by :func:`convnorm.functional.conv1d`: same arguments, same state_dict."""
+    """:class:`torch.nn.Conv1d` computed by :func:`convnorm.functional.conv1d`: same arguments, same state_dict.
+
+    Shape: ``(N, C, L)`` or ``(C, L)`` to ``(N, K, L')`` or ``(K, L')``; see :class:`Conv2d`.
+    """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.padding_mode != "zeros":
@@ -22,7 +25,23 @@ class Conv1d(nn.Conv1d):
 
 
 class Conv2d(nn.Conv2d):
-    """:class:`torch.nn.Conv2d` computed by :func:`convnorm.functional.conv2d`: same arguments, same state_dict."""
+    """:class:`torch.nn.Conv2d` computed by :func:`convnorm.functional.conv2d`: same arguments, same state_dict.
+
+    Padding of other modes than zeros is made by :func:`torch.nn.functional.pad` first.
+
+    Shape: ``(N, C, H, W)`` or ``(C, H, W)`` to ``(N, K, H', W')`` or ``(K, H', W')``; float32, float64, bfloat16 or
+    float16; channels_last input (or weight) gives channels_last output.
+
+    Raises:
+        ValueError: arguments that do not fit each other, at construction.
+        RuntimeError, NotImplementedError: as the functional.
+
+    Source: :class:`torch.nn.Conv2d`, whose answers this reproduces.
+
+    Example:
+        >>> convnorm.nn.Conv2d(3, 10, 5, padding=2)(torch.randn(1, 3, 32, 32)).shape
+        torch.Size([1, 10, 32, 32])
+    """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.padding_mode != "zeros":
@@ -32,7 +51,10 @@ class Conv2d(nn.Conv2d):
 
 
 class Conv3d(nn.Conv3d):
-    """:class:`torch.nn.Conv3d` computed by :func:`convnorm.functional.conv3d`: same arguments, same state_dict."""
+    """:class:`torch.nn.Conv3d` computed by :func:`convnorm.functional.conv3d`: same arguments, same state_dict.
+
+    Shape: ``(N, C, D, H, W)`` or ``(C, D, H, W)``; see :class:`Conv2d`.
+    """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.padding_mode != "zeros":
@@ -63,12 +85,34 @@ class _Transposed(nn.modules.conv._ConvTransposeNd):
 
 
 class ConvTranspose1d(_Transposed, nn.ConvTranspose1d):
-    """:class:`torch.nn.ConvTranspose1d` computed by :func:`convnorm.functional.conv_transpose1d`."""
+    """:class:`torch.nn.ConvTranspose1d` computed by :func:`convnorm.functional.conv_transpose1d`.
+
+    Shape: ``(N, C, L)`` or ``(C, L)`` to ``(N, K, L')`` or ``(K, L')``; see :class:`ConvTranspose2d`.
+    """
 
 
 class ConvTranspose2d(_Transposed, nn.ConvTranspose2d):
-    """:class:`torch.nn.ConvTranspose2d` computed by :func:`convnorm.functional.conv_transpose2d`."""
+    """:class:`torch.nn.ConvTranspose2d` computed by :func:`convnorm.functional.conv_transpose2d`: same arguments, same
+    state_dict. Only ``padding_mode="zeros"``, as in torch.
+
+    Shape: ``(N, C, H, W)`` or ``(C, H, W)`` to ``(N, K, H', W')`` or ``(K, H', W')``; the forward takes
+    ``output_size`` to choose among the sizes that a stride leaves open. float32, float64, bfloat16 or float16;
+    channels_last input gives channels_last output.
+
+    Raises:
+        ValueError: an ``output_size`` that is out of reach.
+        RuntimeError, NotImplementedError: as the functional.
+
+    Source: :class:`torch.nn.ConvTranspose2d`, whose answers this reproduces.
+
+    Example:
+        >>> convnorm.nn.ConvTranspose2d(8, 4, 2, stride=2)(torch.randn(1, 8, 7, 7)).shape
+        torch.Size([1, 4, 14, 14])
+    """
 
 
 class ConvTranspose3d(_Transposed, nn.ConvTranspose3d):
-    """:class:`torch.nn.ConvTranspose3d` computed by :func:`convnorm.functional.conv_transpose3d`."""
+    """:class:`torch.nn.ConvTranspose3d` computed by :func:`convnorm.functional.conv_transpose3d`.
+
+    Shape: ``(N, C, D, H, W)`` or ``(C, D, H, W)``; see :class:`ConvTranspose2d`.
+    """

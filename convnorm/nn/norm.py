@@ -43,21 +43,41 @@ def _batch_norm(
 
 
 class BatchNorm1d(nn.BatchNorm1d):
-    """:class:`torch.nn.BatchNorm1d` by :func:`convnorm.functional.batch_norm`: same state_dict."""
+    """:class:`torch.nn.BatchNorm1d` by :func:`convnorm.functional.batch_norm`: same arguments, same state_dict.
+
+    Shape: ``(N, C)`` or ``(N, C, L)``, input and output; see :class:`BatchNorm2d`.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         return _batch_norm(self, input, None, None)
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """:class:`torch.nn.BatchNorm2d` by :func:`convnorm.functional.batch_norm`: same state_dict."""
+    """:class:`torch.nn.BatchNorm2d` by :func:`convnorm.functional.batch_norm`: same arguments, same state_dict.
+
+    Shape: ``(N, C, H, W)``, input and output; float32, float64, bfloat16 or float16 (parameters of that dtype,
+    or float32 for 16-bit input); channels_last input gives channels_last output.
+
+    Raises:
+        ValueError: input of another rank; one value per channel in training.
+        RuntimeError, NotImplementedError: as the functional.
+
+    Source: :class:`torch.nn.BatchNorm2d`, whose running statistics, counter and ``momentum=None`` this keeps.
+
+    Example:
+        >>> convnorm.nn.BatchNorm2d(64)(torch.randn(8, 64, 28, 28)).shape
+        torch.Size([8, 64, 28, 28])
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         return _batch_norm(self, input, None, None)
 
 
 class BatchNorm3d(nn.BatchNorm3d):
-    """:class:`torch.nn.BatchNorm3d` by :func:`convnorm.functional.batch_norm`: same state_dict."""
+    """:class:`torch.nn.BatchNorm3d` by :func:`convnorm.functional.batch_norm`: same arguments, same state_dict.
+
+    Shape: ``(N, C, D, H, W)``, input and output; see :class:`BatchNorm2d`.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         return _batch_norm(self, input, None, None)

@@ -8,25 +8,22 @@ from collections.abc import Callable
 def translation_table() -> dict[Callable, Callable]:
     """What ``torch.onnx.export`` takes as ``custom_translation_table``: every forward op in standard ONNX (opset 18).
 
-    ===================== =========================================================================================
-    convolution           Conv; transposed: ConvTranspose, followed by Slice where sizes are dynamic
-    max, average pooling  MaxPool (with indices), AveragePool
-    adaptive pooling      GlobalMaxPool, GlobalAveragePool; MaxPool, AveragePool where sizes divide; else, for sizes
-                          known at export, products with constant matrices (average), Gather and ReduceMax (max)
-    max un-pooling        ScatterElements, which takes torch's indices as they are
-    batch norm            BatchNormalization, Add (residual), Relu; statistics of the batch by ReduceMean
-    layer norm            LayerNormalization
-    group, instance norm  InstanceNormalization of the groups, then Mul and Add
-    ===================== =========================================================================================
+    - convolution: Conv; transposed: ConvTranspose, followed by Slice where sizes are dynamic
+    - max and average pooling: MaxPool (with indices), AveragePool
+    - adaptive pooling: GlobalMaxPool, GlobalAveragePool; MaxPool, AveragePool where sizes divide; else, for sizes known
+      at export, products with constant matrices (average), Gather and ReduceMax (max)
+    - max un-pooling: ScatterElements, which takes torch's indices as they are
+    - batch norm: BatchNormalization, Add (residual), Relu; statistics of the batch by ReduceMean
+    - layer norm: LayerNormalization
+    - group and instance norm: InstanceNormalization of the groups, then Mul and Add
 
     Export in evaluation mode: there is no ONNX op that updates running statistics.
 
     Raises:
         ImportError: onnxscript is not installed.
 
-    At export, as the cause of ``torch.onnx``'s own error:
-        ValueError: sizes that must be known at export and are dynamic; indices of adaptive max pooling where output
-            sizes do not divide input sizes.
+    At export, as the cause of ``torch.onnx``'s own error, a ValueError: sizes that must be known at export and are
+    dynamic; indices of adaptive max pooling where output sizes do not divide input sizes.
 
     Example:
         >>> torch.onnx.export(model.eval(), (x,), "model.onnx", dynamo=True,

@@ -25,7 +25,15 @@ def _differences(value: Tensor, reference: Tensor) -> Tensor:
 
 
 def max_error(value: Tensor, reference: Tensor) -> float:
-    """The largest absolute difference to the reference."""
+    """The largest absolute difference to the reference, in float64.
+
+    Args:
+        value, reference: of one shape, any dtypes. NaN in both agrees; where only one is finite the error is infinite.
+
+    Example:
+        >>> max_error(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.5]))
+        0.5
+    """
     return float(_differences(value, reference).max()) if value.numel() else 0.0
 
 
@@ -39,9 +47,18 @@ def _assert_same_kind(ours: Tensor, theirs: Tensor, what: str) -> None:
 
 
 def assert_same(ours: Tensor, theirs: Tensor, what: str = "output") -> None:
-    """Level 1: shape, dtype and every value equal.
+    """Level 1: shape, dtype and every value equal; NaN equals NaN.
 
-    Raises AssertionError with the worst index, both values and how many differ.
+    Args:
+        ours, theirs: of any shape and dtype.
+        what: the name in the error.
+
+    Raises:
+        AssertionError: with the worst index, both values and how many differ.
+
+    Example:
+        >>> x = torch.randn(1, 3, 8, 8)
+        >>> assert_same(convnorm.functional.max_pool2d(x, 2), torch.nn.functional.max_pool2d(x, 2))
     """
     _assert_same_kind(ours, theirs, what)
     assert ours.dtype == theirs.dtype, f"{what}: dtype {ours.dtype}, must be {theirs.dtype}"
@@ -60,6 +77,10 @@ def assert_same(ours: Tensor, theirs: Tensor, what: str = "output") -> None:
 def error_bound(own: float, reference: Tensor, dtype: torch.dtype, times: int = 2, units: int = 1) -> float:
     """``times`` the error that another computation at this dtype makes, plus rounding units of the dtype at the scale
     of the reference (its largest finite magnitude).
+
+    Example:
+        >>> error_bound(0.0, torch.tensor([1.0, -4.0]), torch.float32) == 4 * torch.finfo(torch.float32).eps
+        True
     """
     finite = reference[reference.isfinite()]
     scale = float(finite.abs().max()) if finite.numel() else 0.0
@@ -73,7 +94,18 @@ def assert_accurate(ours: Tensor, theirs: Tensor, reference: Tensor, what: str =
     float32 result as ``theirs``: its error, scaled by the ratio of the rounding units, is then torch's, and
     counts once more, since the reference has it too.
 
-    Raises AssertionError with the worst index, the values there and both errors.
+    Args:
+        ours, theirs: results of one dtype, or ``theirs`` in float32 where ours is float64.
+        reference: the same in float64.
+        what: the name in the error.
+
+    Raises:
+        AssertionError: with the worst index, the values there and both errors.
+
+    Example:
+        >>> x, w = torch.randn(1, 3, 8, 8), torch.randn(4, 3, 3, 3)
+        >>> exact = torch.nn.functional.conv2d(x.double(), w.double())
+        >>> assert_accurate(convnorm.functional.conv2d(x, w), torch.nn.functional.conv2d(x, w), exact)
     """
     if not ours.dtype.is_floating_point:
         assert_same(ours, theirs, what)

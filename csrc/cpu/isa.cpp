@@ -9,10 +9,6 @@
 namespace convnorm {
 namespace {
 
-// AVX-512 bodies are built and can be asked for by name; until they have run on such a processor, auto stops
-// here.
-constexpr Isa kWidestProven = Isa::avx2;
-
 Isa detect() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
@@ -29,7 +25,7 @@ Isa detect() {
 
 Isa parse(const char* text) {
   const Isa most = supported_isa();
-  if (std::strcmp(text, "auto") == 0) return most < kWidestProven ? most : kWidestProven;
+  if (std::strcmp(text, "auto") == 0) return most;
   for (Isa isa : {Isa::generic, Isa::avx2, Isa::avx512}) {
     if (std::strcmp(text, name(isa)) != 0) continue;
     check(isa <= most, "CONVNORM_ISA: ", text, " asked for, but this processor supports only ", name(most));

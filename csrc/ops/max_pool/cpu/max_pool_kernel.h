@@ -57,7 +57,24 @@ inline ivec<C> load_codes(const A* p) {
 }
 
 // Bytes by hand where the compiler would go lane by lane.
-#if defined(__x86_64__) && CONVNORM_VECTOR_BYTES == 32
+#if defined(__x86_64__) && CONVNORM_VECTOR_BYTES == 64
+template <>
+inline void store_codes<float, std::uint8_t>(std::uint8_t* p, ivec<float> v) {
+  _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8((__m512i)v));
+}
+template <>
+inline void store_codes<double, std::uint8_t>(std::uint8_t* p, ivec<double> v) {
+  _mm_storel_epi64((__m128i*)p, _mm512_cvtepi64_epi8((__m512i)v));
+}
+template <>
+inline ivec<float> load_codes<float, std::uint8_t>(const std::uint8_t* p) {
+  return (ivec<float>)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
+}
+template <>
+inline ivec<double> load_codes<double, std::uint8_t>(const std::uint8_t* p) {
+  return (ivec<double>)_mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i*)p));
+}
+#elif defined(__x86_64__) && CONVNORM_VECTOR_BYTES == 32
 template <>
 inline void store_codes<float, std::uint8_t>(std::uint8_t* p, ivec<float> v) {
   const __m256i first_bytes = _mm256_set1_epi32(0x0c080400);
