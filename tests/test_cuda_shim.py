@@ -4,7 +4,9 @@ tests/cpp/shim/ stands in for the CUDA runtime. Address and undefined-behaviour 
 run in random order, and every result must be the same bits in another one.
 """
 
+import json
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -35,3 +37,12 @@ def test_kernels_run_by_the_host(test):
     program = BUILD / f"cuda_{test.stem}"
     run([os.environ.get("CXX", "g++"), *SANITIZE, "-pthread", *objects, "-o", program])
     run([program])
+
+
+def test_the_benchmark_for_gpus_runs_in_rehearsal(tmp_path):
+    """On tiny tensors of the CPU: that it can run, not what it finds."""
+    rows = tmp_path / "rows.json"
+    run([sys.executable, "scripts/gpu_bench.py", "--rehearse", "--out", rows])
+    found = json.loads(rows.read_text())
+    assert {row["op"] for row in found} >= {"batch_norm_relu", "batch_norm_add_relu_backward", "max_pool", "conv"}
+    assert all("error" not in peer for row in found for peer in row["times"].values())
