@@ -1,6 +1,8 @@
-// The scheduler behind cuda_runtime.h: ucontext fibers, drawn at random.
+// The scheduler behind cuda_runtime.h: fibers, drawn at random.
 #include <cuda_runtime.h>
+#if !defined(__x86_64__)
 #include <ucontext.h>
+#endif
 
 #include <algorithm>
 #include <cstdio>
@@ -27,7 +29,7 @@ std::int64_t launches = 0;
 
 namespace {
 
-constexpr std::size_t kStack = 64 << 10;  // the sanitizer clears its notes of a stack at every switch
+constexpr std::size_t kStack = 64 << 10;
 constexpr int kWarp = 32;
 
 std::uint64_t draw() {
@@ -42,8 +44,53 @@ struct Barrier {
   int expected = 0;
 };
 
+#if defined(__x86_64__)
+// A context is a stack pointer, below which the registers that a call keeps are pushed. swapcontext would ask
+// the kernel for the signal mask at every switch, and the sanitizer would clear the stack's shadow.
+using Context = void*;
+extern "C" void shim_switch(Context* from, Context to);
+asm(R"(
+  .text
+  .globl shim_switch
+shim_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+)");
+void swap(Context& from, Context& to) { shim_switch(&from, to); }
+void begin(Context& context, char* stack, std::size_t size, void (*entry)()) {
+  auto** top = reinterpret_cast<void**>((reinterpret_cast<std::uintptr_t>(stack) + size) / 16 * 16);
+  *--top = nullptr;
+  *--top = reinterpret_cast<void*>(entry);  // where the first switch returns to
+  for (int i = 0; i < 6; ++i) *--top = nullptr;
+  context = top;
+}
+#else
+using Context = ucontext_t;
+void swap(Context& from, Context& to) { swapcontext(&from, &to); }
+void begin(Context& context, char* stack, std::size_t size, void (*entry)()) {
+  getcontext(&context);
+  context.uc_stack.ss_sp = stack;
+  context.uc_stack.ss_size = size;
+  context.uc_link = nullptr;
+  makecontext(&context, entry, 0);
+}
+#endif
+
 struct Fiber {
-  ucontext_t context;
+  Context context;
   std::unique_ptr<char[]> stack{new char[kStack]};
   void* fake_stack = nullptr;
 };
@@ -53,7 +100,7 @@ std::vector<int> ready;
 std::vector<Barrier> warps;
 std::vector<std::uint64_t> words;
 Barrier block;
-ucontext_t scheduler;
+Context scheduler;
 void* scheduler_fake_stack = nullptr;
 const void* scheduler_stack = nullptr;
 std::size_t scheduler_size = 0;
@@ -71,7 +118,7 @@ void to_scheduler(bool last) {
   __sanitizer_start_switch_fiber(keep, scheduler_stack, scheduler_size);
 #endif
   const int me = current;
-  swapcontext(&fibers[me].context, &scheduler);
+  swap(fibers[me].context, scheduler);
   (void)last;
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(fibers[me].fake_stack, nullptr, nullptr);
@@ -93,7 +140,7 @@ void switch_to(int next) {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(&scheduler_fake_stack, fibers[next].stack.get(), kStack);
 #endif
-  swapcontext(&scheduler, &fibers[next].context);
+  swap(scheduler, fibers[next].context);
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(scheduler_fake_stack, nullptr, nullptr);
 #endif
@@ -117,13 +164,7 @@ void run_block(int threads) {
   for (int t = 0; t < threads; ++t) ++warps[t / kWarp].expected;
   words.assign(threads, 0);
   alive = threads;
-  for (int t = 0; t < threads; ++t) {
-    getcontext(&fibers[t].context);
-    fibers[t].context.uc_stack.ss_sp = fibers[t].stack.get();
-    fibers[t].context.uc_stack.ss_size = kStack;
-    fibers[t].context.uc_link = nullptr;
-    makecontext(&fibers[t].context, run_thread, 0);
-  }
+  for (int t = 0; t < threads; ++t) begin(fibers[t].context, fibers[t].stack.get(), kStack, run_thread);
   while (alive > 0) {
     if (ready.empty()) fail("threads wait at a barrier that others do not reach");
     std::swap(ready[draw() % ready.size()], ready.back());
