@@ -94,6 +94,7 @@ struct Igemm {
   void (*by_weight)(const Dense&);
   void (*grouped)(const Dense&);            // few channels per group, channels_last results
   void (*grouped_by_weight)(const Dense&);  // few channels per group
+  void (*col2im)(const Params&);            // by input of few channels, channels_last
 };
 extern const Igemm igemm_generic;
 #if defined(__x86_64__)

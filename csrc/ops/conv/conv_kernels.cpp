@@ -50,6 +50,8 @@ constexpr const char* kAboutGrouped =
     "few channels per group: 12 pixels of packed rows by a vector of filters in registers";
 constexpr const char* kAboutGroupedWeight =
     "few channels per group: 4 filters x 3 taps in registers over the pixels of packed rows";
+constexpr const char* kAboutCol2im =
+    "few channels: products with all taps of a window at once, added up where the window lies";
 constexpr const char* kAboutWinograd =
     "36 products per 4x4 tile of outputs in place of 144, for 3x3 windows at stride 1";
 constexpr const char* kAbout = "patches packed per block, register-tiled FMA; the im2col matrix never exists";
@@ -93,6 +95,32 @@ const char* grouped_weight_refusal(const Params& p) {
   if (p.window.kernel[2] < 2) return "windows are one column wide";
   return nullptr;
 }
+
+template <const Igemm* kIgemm>
+void run_col2im(const Params& p) {
+  kIgemm->col2im(p);
+}
+
+template <int kVectorBytes>
+const char* col2im_refusal(const Params& p) {
+  const std::int64_t lanes = kVectorBytes / (p.dtype == DType::f64 ? 8 : 4);
+  if (p.groups != 1) return "several groups";
+  if (p.input.stride_c != 1 || p.output.stride_c != 1)
+    return "the result or the gradient is not channels_last";
+  if (2 * p.input.c > lanes) return "the channels fill half a vector";
+  if (p.window.kernel[2] < 2) return "windows are one column wide";
+  if (p.window.dil[2] != 1) return "taps of a row are apart";
+  if (p.output.c < 4) return "fewer than 4 filters";
+  return nullptr;
+}
+
+constexpr Kernel kCol2imRows[] = {
+#if defined(__x86_64__)
+    {"conv_col2im_avx512", kAboutCol2im, Isa::avx512, col2im_refusal<64>, run_col2im<&igemm_avx512>},
+    {"conv_col2im_avx2", kAboutCol2im, Isa::avx2, col2im_refusal<32>, run_col2im<&igemm_avx2>},
+#endif
+    {"conv_col2im_generic", kAboutCol2im, Isa::generic, col2im_refusal<16>, run_col2im<&igemm_generic>},
+};
 
 constexpr Kernel kGroupedRows[] = {
 #if defined(__x86_64__)
@@ -168,7 +196,7 @@ constexpr auto join(const Kernel (&... lists)[kRows]) {
 constexpr auto kForward =
     join(kDepthwiseRows, kWinogradRows, kGroupedRows, kAnyRows<im2col_forward>, kCudaRows);
 constexpr auto kByInput =
-    join(kDepthwiseRows, kWinogradRows, kGroupedRows, kAnyRows<im2col_by_input>, kCudaRows);
+    join(kDepthwiseRows, kWinogradRows, kGroupedRows, kCol2imRows, kAnyRows<im2col_by_input>, kCudaRows);
 constexpr auto kByWeight =
     join(kDepthwiseRows, kGroupedWeightRows, kAnyRows<im2col_by_weight>, kCudaWeightRows);
 

@@ -15,11 +15,12 @@
 #include "ops/conv/cpu/conv_igemm_channels.h"
 #include "ops/conv/cpu/conv_igemm_kernel.h"
 #include "ops/conv/cpu/conv_igemm_weight.h"
+#include "ops/conv/cpu/conv_col2im.h"
 #include "ops/conv/cpu/conv_grouped_pack.h"
 #include "ops/conv/cpu/conv_grouped.h"
 #include "ops/conv/cpu/conv_grouped_weight.h"
 
 namespace convnorm::conv {
-extern const Igemm igemm_avx512 = {run_gemm, run_by_weight, run_grouped, run_grouped_by_weight};
+extern const Igemm igemm_avx512 = {run_gemm, run_by_weight, run_grouped, run_grouped_by_weight, run_col2im};
 }
 #endif
