@@ -96,7 +96,8 @@ def compile_one(nvcc: str, source: Path, folder: Path, archs: dict[str, bool]) -
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"LC_ALL": "C"})
     if done.returncode:
         target.unlink(missing_ok=True)
-        sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+        said = [line for line in (done.stdout + done.stderr).splitlines() if not re.match("ptxas info|    ", line)]
+        sys.exit("\n".join([" ".join(command), *said]))
     log.write_text(" ".join(command) + "\n" + done.stdout + done.stderr)
     return target
 

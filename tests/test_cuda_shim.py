@@ -16,7 +16,9 @@ from tests.test_cpp import BUILD, COMMON, CPP, ROOT, SANITIZE, compiled, newest_
 TESTS = sorted((CPP / "cuda").glob("*_test.cpp"))
 REFERENCES = {  # what a room's kernels are compared with
     "batch_norm": ["cpu/batch_norm_reference.cpp"],
+    "layer_norm": ["cpu/layer_norm_reference.cpp"],
     "max_pool": ["cpu/max_pool_direct.cpp"],
+    "avg_pool": ["cpu/avg_pool_direct.cpp"],
     "conv": ["cpu/conv_im2col.cpp", "conv_geometry.cpp"],
 }
 

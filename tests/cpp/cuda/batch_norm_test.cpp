@@ -1,6 +1,6 @@
 // Batch norm's kernels for CUDA, run by the host, against the textbook loops in double: every dtype and
 // layout at odd sizes, the same bits whatever the order of threads and blocks, and statistics far from zero.
-#include "ops/batch_norm/cuda/batch_norm_walk.cuh"
+#include "ops/batch_norm/cuda/batch_norm_affine.cuh"
 
 #include <algorithm>
 #include <limits>

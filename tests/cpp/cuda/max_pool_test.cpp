@@ -53,7 +53,7 @@ void test_axes(const Params& p) {
 
 void test_order(const Params& p) {
   for (const bool channels_first : {false, true}) {
-    const Order order = order_of(p.out, p.c, channels_first);
+    const cuda::Order order = cuda::order_of(p.out, p.c, channels_first);
     std::vector<int> seen(order.count);
     for (std::uint32_t i = 0; i < order.count; ++i) {
       int c, at[kSpatial];

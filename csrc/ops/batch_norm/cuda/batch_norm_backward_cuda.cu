@@ -3,7 +3,7 @@
 //
 // g (x - hi) sums to a small difference of large terms: in C over the vectors of one batch, then in double.
 #include "cuda/launch.h"
-#include "ops/batch_norm/cuda/batch_norm_walk.cuh"
+#include "ops/batch_norm/cuda/batch_norm_affine.cuh"
 
 namespace convnorm::batch_norm {
 namespace {

@@ -8,7 +8,7 @@ namespace convnorm::conv {
 namespace {
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
     igemm_kernel(__grid_constant__ const Problem q, int column_tiles) {
   using C = compute_t<T>;
   const Dense& d = q.d;

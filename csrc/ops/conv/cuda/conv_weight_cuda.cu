@@ -8,7 +8,7 @@ namespace convnorm::conv {
 namespace {
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
     weight_kernel(__grid_constant__ const Problem q, __grid_constant__ const Splits s, compute_t<T>* parts) {
   using C = compute_t<T>;
   const Dense& d = q.d;

@@ -27,7 +27,7 @@ template <class T, int V>
 __global__ void __launch_bounds__(kThreads, 4)
     backward_kernel(const T* grad_output, const void* argmax, T* grad_input,
                     __grid_constant__ const Problem q) {
-  const Thread my(q.inputs, q.input_blocks, V);
+  const cuda::ImageThread my(q.inputs, V);
   if (!my.on) return;
   const Axis &d = q.axis[0], &h = q.axis[1], &w = q.axis[2];
   int d0, d1, h0, h1, w0, w1;
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kThreads, 4)
 template <class T, int V>
 void backward(const Params& p, const void* grad_output, const void* argmax, void* grad_input) {
   const Problem q = problem_of(p, V);
-  cuda::OnDevice(p.device).launch(backward_kernel<T, V>, p.n * q.input_blocks, kThreads,
+  cuda::OnDevice(p.device).launch(backward_kernel<T, V>, p.n * q.inputs.blocks(), kThreads,
                                   static_cast<const T*>(grad_output), argmax, static_cast<T*>(grad_input), q);
 }
 

@@ -1,6 +1,7 @@
-// V neighbouring elements of what max pooling records, in memory and as ints; and which thread has what.
+// V neighbouring elements of what max pooling records, in memory and as ints.
 #pragma once
 
+#include "cuda/image.cuh"
 #include "cuda/vec.cuh"
 #include "ops/max_pool/cuda/max_pool_problem.h"
 
@@ -54,22 +55,6 @@ __device__ inline void load_codes(Argmax kind, const void* argmax, std::int64_t 
     }
   }
 }
-
-// The thread's image, channel and position; not `on` past the end of the image.
-struct Thread {
-  std::int64_t n;
-  int c, at[kSpatial];
-  bool on;
-
-  __device__ Thread(const Order& order, std::uint32_t blocks, int vector) {
-    const std::uint32_t image = blockIdx.x / blocks,
-                        i = (blockIdx.x - image * blocks) * kThreads + threadIdx.x;
-    n = image;
-    on = i < order.count;
-    order.place(on ? i : 0, c, at);
-    c *= vector;
-  }
-};
 
 __device__ inline std::int64_t offset(std::int64_t n, std::int64_t c, const std::int64_t (&s)[kSpatial],
                                       const int (&at)[kSpatial]) {

@@ -10,7 +10,7 @@ template <class T, int V>
 __global__ void __launch_bounds__(kThreads, 4)
     forward_kernel(const T* input, T* output, void* argmax, __grid_constant__ const Problem q) {
   using C = compute_t<T>;
-  const Thread my(q.outputs, q.output_blocks, V);
+  const cuda::ImageThread my(q.outputs, V);
   if (!my.on) return;
   const Axis &d = q.axis[0], &h = q.axis[1], &w = q.axis[2];
   int d0, d1, h0, h1, w0, w1;
@@ -49,7 +49,7 @@ template <class T>
 __global__ void __launch_bounds__(kThreads, 4)
     gather_kernel(const T* x, const void* argmax, T* values, __grid_constant__ const Problem q,
                   cuda::Divider second, cuda::Divider third) {
-  const Thread my(q.outputs, q.output_blocks, 1);
+  const cuda::ImageThread my(q.outputs, 1);
   if (!my.on) return;
   int code[1];
   load_codes(q.record, argmax, offset(my.n * q.argmax_n, my.c * q.argmax_c, q.argmax_s, my.at), code);
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kThreads, 4)
 template <class T, int V>
 void forward(const Params& p, const void* input, void* output, void* argmax) {
   const Problem q = problem_of(p, V);
-  cuda::OnDevice(p.device).launch(forward_kernel<T, V>, p.n * q.output_blocks, kThreads,
+  cuda::OnDevice(p.device).launch(forward_kernel<T, V>, p.n * q.outputs.blocks(), kThreads,
                                   static_cast<const T*>(input), static_cast<T*>(output), argmax, q);
 }
 
@@ -93,7 +93,7 @@ void gather_cuda(const Params& p, const void* x, const void* argmax, void* value
   const Dims& size = p.record == Argmax::index64 ? p.in : p.window.kernel;
   dispatch(p.dtype, [&](auto type) {
     using T = decltype(type);
-    cuda::OnDevice(p.device).launch(gather_kernel<T>, p.n * q.output_blocks, kThreads,
+    cuda::OnDevice(p.device).launch(gather_kernel<T>, p.n * q.outputs.blocks(), kThreads,
                                     static_cast<const T*>(x), argmax, static_cast<T*>(values), q,
                                     cuda::Divider(size[1]), cuda::Divider(size[2]));
   });

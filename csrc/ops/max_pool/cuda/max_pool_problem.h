@@ -2,7 +2,7 @@
 // between images; divisions prepared. Plain C++, tested by the host against max_pool.h.
 #pragma once
 
-#include "cuda/divide.h"
+#include "cuda/order.h"
 #include "ops/max_pool/max_pool.h"
 
 namespace convnorm::max_pool {
@@ -36,35 +36,13 @@ struct Axis {
   }
 };
 
-// Elements of an image in the order that threads take them: channels first where they are innermost in
-// memory, else columns.
-struct Order {
-  bool channels_first;
-  cuda::Divider size[3];  // of all but the last
-  std::uint32_t count;    // vectors of an image
-
-  CONVNORM_HD void place(std::uint32_t i, int& c, int (&at)[3]) const {
-    std::uint32_t rest = size[0].split(i);
-    const std::uint32_t first = i;
-    std::uint32_t last = size[1].split(rest);
-    const std::uint32_t second = rest;
-    const std::uint32_t fourth = size[2].split(last);
-    const std::uint32_t third = last;
-    c = static_cast<int>(channels_first ? first : fourth);
-    at[2] = static_cast<int>(channels_first ? second : first);
-    at[1] = static_cast<int>(channels_first ? third : second);
-    at[0] = static_cast<int>(channels_first ? fourth : third);
-  }
-};
-
 struct Problem {
   Axis axis[kSpatial];
   Argmax record;
   std::int64_t input_n, input_c, input_s[kSpatial];
   std::int64_t output_n, output_c, output_s[kSpatial];
   std::int64_t argmax_n, argmax_c, argmax_s[kSpatial];
-  Order outputs, inputs;                      // c counts vectors
-  std::uint32_t output_blocks, input_blocks;  // per image
+  cuda::Order outputs, inputs;  // c counts vectors
 
   // The tap's offset in the window, or the position in the plane: what is recorded.
   CONVNORM_HD int code(int td, int th, int tw, int id, int ih, int iw) const {
@@ -73,14 +51,7 @@ struct Problem {
   }
 };
 
-inline constexpr int kThreads = 256;
-
-inline Order order_of(const Dims& size, std::int64_t vectors, bool channels_first) {
-  const std::int64_t first[] = {vectors, size[2], size[1]}, then[] = {size[2], size[1], size[0]};
-  Order o{channels_first, {}, static_cast<std::uint32_t>(vectors * size[0] * size[1] * size[2])};
-  for (int d = 0; d < 3; ++d) o.size[d] = cuda::Divider((channels_first ? first : then)[d]);
-  return o;
-}
+inline constexpr int kThreads = cuda::kImageThreads;
 
 inline Problem problem_of(const Params& p, int vector) {
   Problem q{};
@@ -101,10 +72,8 @@ inline Problem problem_of(const Params& p, int vector) {
                  cuda::Divider(w.stride[d]),    cuda::Divider(w.dil[d])};
   }
   const bool channels_first = p.output.c == 1 && p.c > 1;
-  q.outputs = order_of(p.out, p.c / vector, channels_first);
-  q.inputs = order_of(p.in, p.c / vector, channels_first);
-  q.output_blocks = (q.outputs.count + kThreads - 1) / kThreads;
-  q.input_blocks = (q.inputs.count + kThreads - 1) / kThreads;
+  q.outputs = cuda::order_of(p.out, p.c / vector, channels_first);
+  q.inputs = cuda::order_of(p.in, p.c / vector, channels_first);
   return q;
 }
 

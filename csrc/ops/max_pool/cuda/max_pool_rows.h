@@ -1,6 +1,7 @@
 // What max pooling's kernels for CUDA refuse, and their rows of the ordered lists.
 #pragma once
 
+#include "cuda/order.h"
 #include "ops/max_pool/max_pool.h"
 
 namespace convnorm::max_pool {
@@ -17,19 +18,13 @@ inline const char* refuse_cuda(const Params& p) {
   return nullptr;
 }
 
-// Channels are dense and every vector of them lies on 16 bytes.
-inline bool in_vectors(const Params& p, const Strides& s, const Dims& size, int vector) {
-  bool fits = s.c == 1 && (p.n == 1 || s.n % vector == 0);
-  for (int d = 0; d < kSpatial; ++d) fits = fits && (size[d] == 1 || s.s[d] % vector == 0);
-  return fits;
-}
-
 inline const char* refuse_channels_cuda(const Params& p) {
   const int vector = 16 / bytes(p.dtype);
   if (p.dtype == DType::f64) return "doubles are moved one by one";
   if (p.c % vector != 0) return "channels are not made of vectors of 16 bytes";
-  if (!p.aligned || !in_vectors(p, p.input, p.in, vector) || !in_vectors(p, p.output, p.out, vector) ||
-      (p.record != Argmax::none && !in_vectors(p, p.argmax, p.out, vector)))
+  if (!p.aligned || !cuda::in_vectors(p.n, p.input, p.in, vector) ||
+      !cuda::in_vectors(p.n, p.output, p.out, vector) ||
+      (p.record != Argmax::none && !cuda::in_vectors(p.n, p.argmax, p.out, vector)))
     return "channels are not adjacent, or not on 16 bytes";
   return refuse_cuda(p);
 }

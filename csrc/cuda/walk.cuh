@@ -1,16 +1,14 @@
-// Which elements a thread of batch norm's kernels sees, and the per-channel values it needs for them.
+// Which elements a thread of a norm's kernels sees.
 //
 // Both orders of memory have the same kernels. In rows a thread has V neighbouring channels and walks over
 // rows; in planes V neighbouring elements of one channel, and walks over a piece of its images.
 #pragma once
 
+#include "cuda/plan.h"
 #include "cuda/reduce.cuh"
 #include "cuda/vec.cuh"
-#include "ops/batch_norm/cuda/batch_norm_plan.h"
 
-namespace convnorm::batch_norm {
-
-using cuda::Raw;
+namespace convnorm::cuda {
 
 // What a block leaves of a piece for each channel.
 struct Piece {
@@ -25,6 +23,7 @@ struct Place {
   std::int64_t piece, channel;  // the block's first channel
   int thread, lane, way;
 
+  Place() = default;
   // Passes alternate between the two ends of the tensor, so that one starts on what the last left in L2.
   __device__ Place(const Plan& plan, bool backwards) {
     const std::int64_t block = backwards ? plan.blocks() - 1 - blockIdx.x : blockIdx.x;
@@ -61,6 +60,7 @@ struct Walk {
       image_ = plan.channels * plan.inner * plan.ways;
     }
   }
+  __device__ std::int64_t outer() const { return outer_; }  // image, in rows the row
   __device__ bool more() const { return outer_ < outer_end_; }
   __device__ void next() {
     if constexpr (!kRows) {
@@ -85,13 +85,14 @@ struct Walk {
 // Up to kUnroll vectors of a walk, loaded before the first is used.
 template <class T, bool kRows, int V>
 struct Batch {
-  std::int64_t offset[kUnroll];
+  std::int64_t offset[kUnroll], outer[kUnroll];
   int count = 0;
 
   __device__ explicit Batch(Walk<kRows, V>& walk) {
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       offset[u] = walk.offset;
+      outer[u] = walk.outer();
       if (!walk.more()) continue;
       ++count;
       walk.next();
@@ -112,39 +113,4 @@ __device__ inline int channel_of(int v) {
   return kRows ? v : 0;
 }
 
-// y = (x - hi) scale + shift, and in the backward x' = scale (g - k0 - (x - hi) k2). hi is the mean in C;
-// what it lacks of the mean is in shift and in k0. One function for both directions, so that the backward
-// finds the very values that relu saw.
-template <class C>
-struct Affine {
-  C hi, scale, shift, k0, k2;
-};
-
-template <class C>
-__device__ inline Affine<C> affine(const PerChannel& at, double eps, const ChannelRef& mean_g,
-                                   const ChannelRef& mean_dot, std::int64_t c) {
-  const double mean = cuda::read(at.mean, c, 0), r = 1 / sqrt(cuda::read(at.var, c, 1) + eps);
-  const C hi = static_cast<C>(mean);
-  const double low = mean - hi, scale = cuda::read(at.weight, c, 1) * r;
-  const double k2 = r * cuda::read(mean_dot, c, 0);
-  return {hi, static_cast<C>(scale), static_cast<C>(cuda::read(at.bias, c, 0) - low * scale),
-          static_cast<C>(cuda::read(mean_g, c, 0) - low * k2), static_cast<C>(k2)};
-}
-
-// Those of the thread's channels. The block computes each once, in `shared` of kMostColumns.
-template <class T>
-inline constexpr int kMostColumns = 32 * cuda::kVector<T>;
-
-template <bool kRows, class C, int K>
-__device__ inline void load_affine(Affine<C> (&mine)[K], Affine<C>* shared, const Plan& plan, Place place,
-                                   const PerChannel& at, double eps, const ChannelRef& mean_g,
-                                   const ChannelRef& mean_dot) {
-  const int columns = kRows ? plan.lanes * K : 1;
-  const std::int64_t first = place.channel * columns;
-  for (int i = place.thread; i < columns; i += kThreads)
-    if (first + i < plan.channels) shared[i] = affine<C>(at, eps, mean_g, mean_dot, first + i);
-  __syncthreads();
-  for (int k = 0; k < K; ++k) mine[k] = shared[kRows ? place.lane * K + k : 0];
-}
-
-}  // namespace convnorm::batch_norm
+}  // namespace convnorm::cuda
