@@ -17,11 +17,12 @@ struct Plan {
   std::int64_t outer = 0, channels = 0, inner = 1;  // in rows, outer has all values of a channel
   int vector = 1, lanes = 1, ways = kThreads;
   std::int64_t tiles = 0;
+  std::int64_t images = 1;                    // matrices one after the other, with channels of their own
   std::int64_t per_outer = 1, per_inner = 1;  // extent of a piece
   std::int64_t outer_pieces = 0, inner_pieces = 1;
 
   CONVNORM_HD std::int64_t pieces() const { return outer_pieces * inner_pieces; }
-  CONVNORM_HD std::int64_t blocks() const { return tiles * pieces(); }
+  CONVNORM_HD std::int64_t blocks() const { return images * tiles * pieces(); }
   // Values per channel in a piece.
   CONVNORM_HD std::int64_t count(std::int64_t piece) const {
     const std::int64_t o = piece / inner_pieces * per_outer, i = piece % inner_pieces * per_inner;
@@ -29,7 +30,16 @@ struct Plan {
     return outers * (inner - i < per_inner ? inner - i : per_inner);
   }
   // Two doubles per piece and channel, and two per channel.
-  std::int64_t bytes() const { return (pieces() + 1) * channels * 16; }
+  std::int64_t bytes() const { return (pieces() + 1) * images * channels * 16; }
+  // Where the pair of a piece and of the first channel of an image is.
+  CONVNORM_HD std::int64_t pair(std::int64_t piece, std::int64_t image) const {
+    return (piece * images + image) * channels;
+  }
+};
+
+// What a block leaves of a piece for each channel: two sums that its kernel names.
+struct Piece {
+  double mean, m2;
 };
 
 // How many multiples cover n.
@@ -52,16 +62,17 @@ inline int lanes_for(std::int64_t n, int most) {
   return lanes;
 }
 
-// A matrix of `outer` rows of channels.
-inline Plan rows_plan(DType dtype, std::int64_t outer, std::int64_t channels) {
+// Matrices of `outer` rows of channels.
+inline Plan rows_plan(DType dtype, std::int64_t outer, std::int64_t channels, std::int64_t images = 1) {
   Plan plan;
+  plan.images = images;
   plan.outer = outer;
   plan.channels = channels;
   plan.vector = vector_of(dtype, plan.channels);
   plan.lanes = lanes_for(plan.channels / plan.vector, 32);
   plan.ways = kThreads / plan.lanes;
   plan.tiles = up_to(plan.channels, plan.lanes * plan.vector);
-  const std::int64_t wanted = kBlocks > plan.tiles ? kBlocks / plan.tiles : 1;
+  const std::int64_t others = plan.tiles * images, wanted = kBlocks > others ? kBlocks / others : 1;
   const std::int64_t per_thread = up_to(up_to(plan.outer, plan.ways * wanted), kUnroll) * kUnroll;
   plan.per_outer = plan.ways * (per_thread < 8 ? 8 : per_thread);
   plan.outer_pieces = up_to(plan.outer, plan.per_outer);

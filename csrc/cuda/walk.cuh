@@ -10,23 +10,21 @@
 
 namespace convnorm::cuda {
 
-// What a block leaves of a piece for each channel.
-struct Piece {
-  double mean, m2;  // in the backward: sum g, and sum g (x - hi)
-};
-
 // Pieces are merged by blocks of 32 x 32 threads per 32 channels; threads of one have every 32nd piece.
 inline constexpr int kMergeLanes = 32, kMergeWays = 32;
 
 // Block and thread: made by the first lines of every kernel.
 struct Place {
-  std::int64_t piece, channel;  // the block's first channel
+  std::int64_t image, piece, channel;  // the block's tile of channels
   int thread, lane, way;
 
   Place() = default;
   // Passes alternate between the two ends of the tensor, so that one starts on what the last left in L2.
   __device__ Place(const Plan& plan, bool backwards) {
-    const std::int64_t block = backwards ? plan.blocks() - 1 - blockIdx.x : blockIdx.x;
+    std::int64_t block = backwards ? plan.blocks() - 1 - blockIdx.x : blockIdx.x;
+    const std::int64_t per_image = plan.tiles * plan.pieces();
+    image = plan.images == 1 ? 0 : block / per_image;
+    block -= image * per_image;
     piece = block / plan.tiles;
     thread = static_cast<int>(threadIdx.x);
     lane = thread % plan.lanes;
@@ -48,7 +46,7 @@ struct Walk {
     if constexpr (kRows) {
       const std::int64_t c = (place.channel * plan.lanes + place.lane) * V;
       if (c >= plan.channels) outer_ = outer_end_;
-      offset = outer_ * plan.channels + c;
+      offset = (place.image * plan.outer + outer_) * plan.channels + c;
       step_ = plan.channels * plan.ways;
     } else {
       const std::int64_t i = place.piece % plan.inner_pieces * plan.per_inner;

@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   __shared__ Affine<C> shared[kRows ? kMostColumns<T> : 1];
   const Place place(plan, false);
   Affine<C> a[K];
-  load_affine<kRows>(a, shared, plan, place, at, eps, {}, {});
+  load_affine<kRows>(a, shared, plan, place, at, eps, {});
   double sum[K] = {}, dot[K] = {};
   for (Walk<kRows, V> walk(plan, place); walk.more();) {
     const Loaded<T, kRows, V> loaded(t, walk, true);
@@ -78,13 +78,13 @@ __global__ void __launch_bounds__(kThreads, 2)
   cuda::sum_rows(shared1, shared2, kThreads * K / columns, columns, place.thread, kThreads);
   const std::int64_t first = place.channel * columns;
   for (int i = place.thread; i < columns && first + i < plan.channels; i += kThreads)
-    pieces[place.piece * plan.channels + first + i] = {shared1[i], shared2[i]};
+    pieces[plan.pair(place.piece, place.image) + first + i] = {shared1[i], shared2[i]};
 }
 
-// grad_weight and grad_bias, and both divided by the values of a channel for the last pass.
+// grad_weight and grad_bias, and what the last pass takes of them (Terms).
 template <class C>
 __global__ void merge_sums_kernel(const Piece* pieces, __grid_constant__ const Plan plan,
-                                  __grid_constant__ const PerChannel at, double eps, double* means) {
+                                  __grid_constant__ const PerChannel at, double eps, double* terms) {
   __shared__ double shared1[kMergeLanes * kMergeWays], shared2[kMergeLanes * kMergeWays];
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kMergeLanes, way = thread / kMergeLanes;
   const std::int64_t c = static_cast<std::int64_t>(blockIdx.x) * kMergeLanes + lane;
@@ -106,22 +106,22 @@ __global__ void merge_sums_kernel(const Piece* pieces, __grid_constant__ const P
   const double grad_bias = shared1[lane], grad_weight = r * (shared2[lane] - low * grad_bias);
   cuda::write(at.grad_bias, c, grad_bias);
   cuda::write(at.grad_weight, c, grad_weight);
-  means[c] = grad_bias / all;
-  means[plan.channels + c] = grad_weight / all;
+  const double share = cuda::read(at.weight, c, 1) * r / all;
+  terms[c] = share * grad_bias;
+  terms[plan.channels + c] = share * grad_weight;
 }
 
 template <class T, bool kRows, int V>
 __global__ void __launch_bounds__(kThreads, 2)
     gradients_kernel(__grid_constant__ const Tensors<T> t, __grid_constant__ const Plan plan,
-                     __grid_constant__ const PerChannel at, double eps,
-                     __grid_constant__ const ChannelRef mean_g, __grid_constant__ const ChannelRef mean_dot) {
+                     __grid_constant__ const PerChannel at, double eps, __grid_constant__ const Terms terms) {
   using C = compute_t<T>;
   constexpr int K = kChannels<kRows, V>;
   __shared__ Affine<C> shared[kRows ? kMostColumns<T> : 1];
   const Place place(plan, true);
   Affine<C> a[K];
-  load_affine<kRows>(a, shared, plan, place, at, eps, mean_g, mean_dot);
-  const bool need_x = mean_g.data || (t.relu && !t.out);
+  load_affine<kRows>(a, shared, plan, place, at, eps, terms);
+  const bool through = terms.level.data, need_x = through || (t.relu && !t.out);
   for (Walk<kRows, V> walk(plan, place); walk.more();) {
     const Loaded<T, kRows, V> loaded(t, walk, need_x);
 #pragma unroll
@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(kThreads, 2)
         const Affine<C>& of = a[channel_of<kRows>(v)];
         C d;
         loaded.at(t, u, v, of, g[v], d);
-        gx[v] = of.scale * (mean_g.data ? fma(-d, of.k2, g[v] - of.k0) : g[v]);
+        gx[v] = through ? fma(of.scale, g[v], -fma(d, of.k2, of.k0)) : of.scale * g[v];
       }
       if (t.grad_input) cuda::store(t.grad_input + loaded.batch.offset[u], cuda::round<T, V>(gx));
       if (t.grad_residual) cuda::store(t.grad_residual + loaded.batch.offset[u], cuda::round<T, V>(g));
@@ -141,44 +141,65 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
-template <class T, bool kRows, int V>
-void backward(const Backward& p, const Plan& plan) {
-  const cuda::OnDevice device(p.device);
-  const Tensors<T> t{static_cast<const T*>(p.grad_output.data), static_cast<const T*>(p.x.data),
-                     static_cast<const T*>(p.out.data),         static_cast<T*>(p.grad_input.data),
-                     static_cast<T*>(p.grad_residual.data),     p.relu};
-  auto* pieces = static_cast<Piece*>(p.workspace);
-  auto* means = reinterpret_cast<double*>(pieces + plan.pieces() * plan.channels);
-  ChannelRef mean_g, mean_dot;
-  if (p.sums_given) {
-    mean_g = p.at.grad_bias;
-    mean_dot = p.at.grad_weight;
-  } else if (p.train || p.want_affine) {
-    device.launch(sums_kernel<T, kRows, V>, plan.blocks(), kThreads, t, plan, p.at, p.eps, pieces);
-    device.launch(merge_sums_kernel<compute_t<T>>, up_to(plan.channels, kMergeLanes),
-                  kMergeLanes * kMergeWays, pieces, plan, p.at, p.eps, means);
-    if (p.train) mean_g.data = means, mean_dot.data = means + plan.channels;
-    mean_g.dtype = mean_dot.dtype = DType::f64;
-  }
-  if (t.grad_input || t.grad_residual)
-    device.launch(gradients_kernel<T, kRows, V>, plan.blocks(), kThreads, t, plan, p.at, p.eps, mean_g,
-                  mean_dot);
+template <class T>
+Tensors<T> tensors_of(const Backward& p) {
+  return {static_cast<const T*>(p.grad_output.data), static_cast<const T*>(p.x.data),
+          static_cast<const T*>(p.out.data),         static_cast<T*>(p.grad_input.data),
+          static_cast<T*>(p.grad_residual.data),     p.relu};
 }
 
-template <bool kRows>
-void backward(const Backward& p, const Plan& plan) {
+// f.operator()<T, kRows, V>() for the kernels that a plan is for.
+template <class F>
+void with_kernel(const Backward& p, const Plan& plan, F f) {
   dispatch(p.dtype, [&](auto type) {
     using T = decltype(type);
-    if (plan.vector > 1)
-      backward<T, kRows, cuda::kVector<T>>(p, plan);
+    constexpr int V = cuda::kVector<T>;
+    if (p.rows)
+      plan.vector > 1 ? f.template operator()<T, true, V>() : f.template operator()<T, true, 1>();
     else
-      backward<T, kRows, 1>(p, plan);
+      plan.vector > 1 ? f.template operator()<T, false, V>() : f.template operator()<T, false, 1>();
   });
+}
+
+void merge_sums(const cuda::OnDevice& device, const Backward& p, const Plan& plan, const Piece* pieces,
+                double* terms) {
+  const std::int64_t blocks = up_to(plan.channels, kMergeLanes);
+  const auto kernel = p.dtype == DType::f64 ? merge_sums_kernel<double> : merge_sums_kernel<float>;
+  device.launch(kernel, blocks, kMergeLanes * kMergeWays, pieces, plan, p.at, p.eps, terms);
+}
+
+void backward(const Backward& p, const Plan& plan) {
+  const cuda::OnDevice device(p.device);
+  auto* pieces = static_cast<Piece*>(p.workspace);
+  auto* sums = reinterpret_cast<double*>(pieces + plan.pair(plan.pieces(), 0));
+  Terms terms;
+  if (p.sums_given) {
+    terms = {p.at.grad_bias, p.at.grad_weight, true};
+  } else if (p.train || p.want_affine) {
+    sums_pass(device, p, plan, pieces);
+    merge_sums(device, p, plan, pieces, sums);
+    if (p.train) terms = {{sums, DType::f64}, {sums + plan.channels, DType::f64}};
+  }
+  if (p.grad_input.data || p.grad_residual.data) gradients_pass(device, p, plan, terms);
 }
 
 }  // namespace
 
-void backward_rows_cuda(const Backward& p) { backward<true>(p, rows_plan(p)); }
-void backward_planes_cuda(const Backward& p) { backward<false>(p, planes_plan(p)); }
+void sums_pass(const cuda::OnDevice& device, const Backward& p, const Plan& plan, Piece* pieces) {
+  with_kernel(p, plan, [&]<class T, bool kRows, int V>() {
+    device.launch(sums_kernel<T, kRows, V>, plan.blocks(), kThreads, tensors_of<T>(p), plan, p.at, p.eps,
+                  pieces);
+  });
+}
+
+void gradients_pass(const cuda::OnDevice& device, const Backward& p, const Plan& plan, const Terms& terms) {
+  with_kernel(p, plan, [&]<class T, bool kRows, int V>() {
+    device.launch(gradients_kernel<T, kRows, V>, plan.blocks(), kThreads, tensors_of<T>(p), plan, p.at, p.eps,
+                  terms);
+  });
+}
+
+void backward_rows_cuda(const Backward& p) { backward(p, rows_plan(p)); }
+void backward_planes_cuda(const Backward& p) { backward(p, planes_plan(p)); }
 
 }  // namespace convnorm::batch_norm

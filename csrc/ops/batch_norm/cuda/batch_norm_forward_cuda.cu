@@ -14,7 +14,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   __shared__ Affine<C> shared[kRows ? kMostColumns<T> : 1];
   const Place place(plan, true);
   Affine<C> a[K];
-  load_affine<kRows>(a, shared, plan, place, at, eps, {}, {});
+  load_affine<kRows>(a, shared, plan, place, at, eps, {});
   for (Walk<kRows, V> walk(plan, place); walk.more();) {
     const Batch<T, kRows, V> batch(walk);
     Raw<T, V> xs[kUnroll], rs[kUnroll];
@@ -36,31 +36,28 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
-template <class T, bool kRows, int V>
+// f.operator()<T, kRows, V>() for the kernels that a plan is for.
+template <class F>
+void with_kernel(const Forward& p, const Plan& plan, F f) {
+  dispatch(p.dtype, [&](auto type) {
+    using T = decltype(type);
+    constexpr int V = cuda::kVector<T>;
+    if (p.rows)
+      plan.vector > 1 ? f.template operator()<T, true, V>() : f.template operator()<T, true, 1>();
+    else
+      plan.vector > 1 ? f.template operator()<T, false, V>() : f.template operator()<T, false, 1>();
+  });
+}
+
 void forward(const Forward& p, const Plan& plan) {
   const cuda::OnDevice device(p.device);
-  const T* x = static_cast<const T*>(p.x.data);
   if (p.train) {
     auto* pieces = static_cast<Piece*>(p.workspace);
-    device.launch(statistics_kernel<T, kRows, V>, plan.blocks(), kThreads, x, plan, pieces);
+    statistics_pass(device, p, plan, pieces);
     device.launch(merge_statistics_kernel, up_to(plan.channels, kMergeLanes), kMergeLanes * kMergeWays,
                   pieces, plan, p.at);
   }
-  if (p.out.data)
-    device.launch(apply_kernel<T, kRows, V>, plan.blocks(), kThreads, x,
-                  static_cast<const T*>(p.residual.data), static_cast<T*>(p.out.data), plan, p.at, p.eps,
-                  p.relu);
-}
-
-template <bool kRows>
-void forward(const Forward& p, const Plan& plan) {
-  dispatch(p.dtype, [&](auto type) {
-    using T = decltype(type);
-    if (plan.vector > 1)
-      forward<T, kRows, cuda::kVector<T>>(p, plan);
-    else
-      forward<T, kRows, 1>(p, plan);
-  });
+  if (p.out.data) apply_pass(device, p, plan);
 }
 
 __global__ void update_kernel(ChannelRef mean, ChannelRef var, const double* batch, std::int64_t channels,
@@ -74,8 +71,23 @@ __global__ void update_kernel(ChannelRef mean, ChannelRef var, const double* bat
 
 }  // namespace
 
-void forward_rows_cuda(const Forward& p) { forward<true>(p, rows_plan(p)); }
-void forward_planes_cuda(const Forward& p) { forward<false>(p, planes_plan(p)); }
+void statistics_pass(const cuda::OnDevice& device, const Forward& p, const Plan& plan, Piece* pieces) {
+  with_kernel(p, plan, [&]<class T, bool kRows, int V>() {
+    device.launch(statistics_kernel<T, kRows, V>, plan.blocks(), kThreads, static_cast<const T*>(p.x.data),
+                  plan, pieces);
+  });
+}
+
+void apply_pass(const cuda::OnDevice& device, const Forward& p, const Plan& plan) {
+  with_kernel(p, plan, [&]<class T, bool kRows, int V>() {
+    device.launch(apply_kernel<T, kRows, V>, plan.blocks(), kThreads, static_cast<const T*>(p.x.data),
+                  static_cast<const T*>(p.residual.data), static_cast<T*>(p.out.data), plan, p.at, p.eps,
+                  p.relu);
+  });
+}
+
+void forward_rows_cuda(const Forward& p) { forward(p, rows_plan(p)); }
+void forward_planes_cuda(const Forward& p) { forward(p, planes_plan(p)); }
 
 void update_cuda(const Update& p) {
   cuda::OnDevice(p.device).launch(update_kernel, up_to(p.channels, kThreads), kThreads, p.mean, p.var,

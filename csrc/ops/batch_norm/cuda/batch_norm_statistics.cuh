@@ -37,7 +37,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   const double all = static_cast<double>(plan.count(place.piece));
   for (int i = place.thread; i < columns && first + i < plan.channels; i += kThreads) {
     const double s1 = shared1[i], m2 = shared2[i] - s1 * s1 / all;
-    pieces[place.piece * plan.channels + first + i] = {origin[i] + s1 / all, m2 < 0 ? 0.0 : m2};  // NaN stays
+    pieces[plan.pair(place.piece, place.image) + first + i] = {origin[i] + s1 / all,
+                                                               m2 < 0 ? 0.0 : m2};  // NaN stays
   }
 }
 
