@@ -10,7 +10,9 @@ from convnorm.testing import assert_accurate, assert_same
 from tests.specs import DTYPES, cast, evaluate
 
 CUDA = torch.cuda.is_available() and bool(convnorm._C.build_info()["cuda"])
-SERVED = ("adaptive_avg_pool", "avg_pool", "batch_norm", "conv", "conv_transpose", "layer_norm", "max_pool")
+SERVED = (
+    "adaptive_avg_pool", "avg_pool", "batch_norm", "conv", "conv_transpose", "group_norm", "layer_norm", "max_pool"
+)  # fmt: skip
 
 pytestmark = pytest.mark.skipif(not CUDA, reason="no GPU, or convnorm was built without CUDA")
 

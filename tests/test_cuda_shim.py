@@ -16,17 +16,20 @@ from tests.test_cpp import BUILD, COMMON, CPP, ROOT, SANITIZE, compiled, newest_
 TESTS = sorted((CPP / "cuda").glob("*_test.cpp"))
 REFERENCES = {  # what a room's kernels are compared with
     "batch_norm": ["cpu/batch_norm_reference.cpp"],
+    "group_norm": ["cpu/group_norm_reference.cpp"],
     "layer_norm": ["cpu/layer_norm_reference.cpp"],
     "max_pool": ["cpu/max_pool_direct.cpp"],
     "avg_pool": ["cpu/avg_pool_direct.cpp"],
     "conv": ["cpu/conv_im2col.cpp", "conv_geometry.cpp"],
 }
+ALSO = {"group_norm": ["batch_norm"]}  # rooms whose kernels it uses
 
 
 @pytest.mark.parametrize("test", TESTS, ids=lambda p: p.stem)
 def test_kernels_run_by_the_host(test):
     room = ROOT / "csrc/ops" / test.stem.removesuffix("_test")
-    kernels = sorted(room.rglob("*.cu"))
+    rooms = [room, *(room.parent / other for other in ALSO.get(room.name, []))]
+    kernels = sorted(p for r in rooms for p in r.rglob("*.cu"))
     assert kernels, f"{test.name} tests no kernel"
     references = [room / name for name in REFERENCES[room.name]]
     common = [ROOT / name for name in COMMON]
