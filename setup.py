@@ -62,6 +62,8 @@ class Build(BuildExtension):
 
     def run(self) -> None:
         kernels = "CPU kernels"
+        linked = Path(self.build_temp) / "linked-with-cuda"
+        self.force = self.force or linked.is_file() != CUDA  # no source has changed, but what is linked has
         if CUDA:
             objects = nvcc.compile_all(Path(self.build_temp) / "cuda", jobs=int(os.environ["MAX_JOBS"]))
             print(f"objects: {Path(self.build_temp) / 'cuda'}")
@@ -69,6 +71,10 @@ class Build(BuildExtension):
             self.extensions[0].extra_link_args += nvcc.link_flags()
             kernels = f"kernels for the CPU and CUDA ({', '.join(f'sm_{a}' for a in nvcc.architectures())})"
         super().run()
+        if CUDA:
+            linked.touch()
+        else:
+            linked.unlink(missing_ok=True)
         print(f"convnorm {version()}: built _C against torch {torch.__version__} (stable ABI 2.11), {kernels}.")
 
 

@@ -101,8 +101,17 @@ def count_vectors(tool: str, objects: list[Path]) -> dict[str, tuple[int, int]]:
     return counts
 
 
+def log_of(target: Path) -> str:
+    """What the compiler said of an object; its own command is the first line."""
+    return target.with_suffix("").with_suffix(".cu.log").read_text().split("\n", 1)[1]
+
+
+def warnings(objects: list[Path]) -> list[str]:
+    return [line for o in objects for line in log_of(o).splitlines() if re.search(r"\bwarning\b", line)]
+
+
 def table(objects: list[Path]) -> list[Row]:
-    rows = [row for o in objects for row in rows_of(o.with_suffix("").with_suffix(".cu.log").read_text())]
+    rows = [row for o in objects for row in rows_of(log_of(o))]
     tool = disassembler()
     if tool is None:
         print("machine code is not looked at: no cuobjdump (pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm)")
@@ -186,7 +195,7 @@ def main() -> int:
     rows = table(objects)
     if update:
         TABLE.write_text("\n".join([HEADER, *map(str, rows)]) + "\n")
-    found = complaints(rows)
+    found = warnings(objects) + complaints(rows)
     most = max(rows, key=lambda row: row.registers)
     print(
         f"{len(rows)} kernels of {len(objects)} files in {compiled:.0f} s; at most {most.registers} registers "
