@@ -2,11 +2,26 @@
 // Python sees: std::runtime_error -> RuntimeError, std::invalid_argument -> ValueError.
 #pragma once
 
+#include <cstdint>
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace convnorm {
+
+// Sizes as Python prints them, "(2, 3, 4)": a string only where an error needs it.
+struct Shape {
+  const std::vector<std::int64_t>& sizes;
+};
+inline std::ostream& operator<<(std::ostream& out, const Shape& shape) {
+  const char* separator = "(";
+  for (const std::int64_t size : shape.sizes) {
+    out << separator << size;
+    separator = ", ";
+  }
+  return out << (shape.sizes.size() == 1 ? ",)" : ")");
+}
 
 template <class... Parts>
 std::string text(const Parts&... parts) {

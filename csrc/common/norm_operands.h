@@ -34,8 +34,8 @@ inline void check_param_dtype(const char* op, const char* name, const Tensor& t,
 
 inline void check_stats(const char* op, const Tensor& stats, const Ints& sizes) {
   check(sizes_of(stats) == sizes && stats.is_contiguous() && stats.scalar_type() == ScalarType::Double, op,
-        ": stats of size ", shape_text(stats), " must be a contiguous float64 tensor of size ",
-        shape_text(sizes));
+        ": stats of size ", SizeOf{stats}, " must be a contiguous float64 tensor of size ",
+        Shape{sizes});
 }
 
 class ParamVector {

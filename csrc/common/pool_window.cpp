@@ -18,15 +18,6 @@ std::ostream& operator<<(std::ostream& out, const Covered& c) {
 
 }  // namespace
 
-std::ostream& operator<<(std::ostream& out, const Shape& shape) {
-  const char* separator = "(";
-  for (const std::int64_t size : shape.sizes) {
-    out << separator << size;
-    separator = ", ";
-  }
-  return out << ")";
-}
-
 Dims lifted(const std::string& op, const char* argument, const std::vector<std::int64_t>& values, int dims,
             std::int64_t fill) {
   check(static_cast<int>(values.size()) == dims, op, ": ", argument, " has ", values.size(),

@@ -2,7 +2,6 @@
 // lists of ints per spatial dimension. Torch-free.
 #pragma once
 
-#include <ostream>
 #include <string>
 #include <vector>
 
@@ -18,11 +17,6 @@ struct InDim {
 inline std::ostream& operator<<(std::ostream& out, InDim dim) {
   return out << " (" << dim_name(dim.d) << ")";
 }
-
-struct Shape {
-  const std::vector<std::int64_t>& sizes;
-};
-std::ostream& operator<<(std::ostream& out, const Shape& shape);
 
 // `values` as d, h, w, or the error that `argument` has the wrong number of them.
 Dims lifted(const std::string& op, const char* argument, const std::vector<std::int64_t>& values, int dims,

@@ -85,17 +85,6 @@ const char* dtype_name(ScalarType t) {
   }
 }
 
-std::string shape_text(const Ints& sizes) {
-  std::string out = "(";
-  for (std::size_t i = 0; i < sizes.size(); ++i) out += (i ? ", " : "") + std::to_string(sizes[i]);
-  return out + (sizes.size() == 1 ? ",)" : ")");
-}
-
-std::string shape_text(const Tensor& t) {
-  const auto sizes = t.sizes();
-  return shape_text(Ints(sizes.begin(), sizes.end()));
-}
-
 Layout suggested_layout(const Tensor& t) {
   const View v = view(t);
   if (v.dim < 4 || v.strides[1] == 0) return Layout::contiguous;

@@ -54,14 +54,12 @@ Strides strides_of(const Tensor& t);
 DType float_dtype(const char* op, const char* argument, const Tensor& t);
 const char* dtype_name(ScalarType t);
 
-// "(2, 3, 4)"
-std::string shape_text(const Tensor& t);
-std::string shape_text(const Ints& sizes);
-
-// Printed as the tensor's shape_text, which is made only for an error.
+// Printed as the tensor's Shape, which is made only for an error.
 struct SizeOf {
   const Tensor& t;
-  friend std::ostream& operator<<(std::ostream& out, const SizeOf& size) { return out << shape_text(size.t); }
+  friend std::ostream& operator<<(std::ostream& out, const SizeOf& size) {
+    return out << Shape{sizes_of(size.t)};
+  }
 };
 
 // torch's own rule for which layout a tensor asks for (suggest_memory_format); 1d tensors are contiguous.

@@ -17,7 +17,7 @@ std::tuple<Tensor, Tensor> batch_norm_train(Tensor input, OptTensor weight, OptT
   Tensor output = bn::dense_like(input), stats = bn::empty_pairs(input);
   bn::Forward p = bn::forward_params(op, input, residual, output, w, b, eps, relu);
   if (p.x.values() == 1) {
-    const std::string size = shape_text(input);
+    const std::string size = text(SizeOf{input});
     check_value(false, "Expected more than 1 value per channel when training, got input size torch.Size([",
                 size.substr(1, size.size() - 2), "])");
   }

@@ -1,6 +1,8 @@
 // Convolution: schemas, argument checks, allocation and choice of kernel, for all three passes.
 #include "ops/conv/conv.h"
 
+#include <algorithm>
+
 #include "common/registry.h"
 #include "common/tensor.h"
 
@@ -21,7 +23,7 @@ Args check_args(const char* op, std::int64_t dim, const Ints& kernel, const Ints
         " dimensions, must have 3, 4 or 5 (k, c / groups, spatial)");
   const int n = static_cast<int>(dim) - 2;
   const auto same_length = [&](const char* name, const Ints& v, int want) {
-    check(static_cast<int>(v.size()) == want, op, ": ", name, " ", shape_text(v), " must have ", want,
+    check(static_cast<int>(v.size()) == want, op, ": ", name, " ", Shape{v}, " must have ", want,
           " values");
   };
   same_length("stride", stride, n);
@@ -29,11 +31,11 @@ Args check_args(const char* op, std::int64_t dim, const Ints& kernel, const Ints
   same_length("dilation", dilation, n);
   check(groups > 0, op, ": groups (", groups, ") must be positive");
   for (int i = 0; i < n; ++i) {
-    check(stride[i] > 0, op, ": non-positive stride is not supported, got stride ", shape_text(stride));
-    check(dilation[i] > 0, op, ": dilation ", shape_text(dilation), " must be greater than zero");
+    check(stride[i] > 0, op, ": non-positive stride is not supported, got stride ", Shape{stride});
+    check(dilation[i] > 0, op, ": dilation ", Shape{dilation}, " must be greater than zero");
     check(padding[i] >= 0 && padding[n + i] >= 0, op, ": negative padding is not supported, got padding ",
-          shape_text(padding));
-    check(kernel[i] > 0, op, ": kernel size ", shape_text(kernel), " must be greater than zero");
+          Shape{padding});
+    check(kernel[i] > 0, op, ": kernel size ", Shape{kernel}, " must be greater than zero");
   }
   Args a{op, n, {}, groups};
   a.window.kernel = lift(kernel.data(), n, 1);
@@ -46,15 +48,15 @@ Args check_args(const char* op, std::int64_t dim, const Ints& kernel, const Ints
 
 // Sizes of (input, weight) fit each other; returns the size of the output.
 Ints check_shapes(const Args& a, const Ints& input, const Ints& weight) {
-  check(static_cast<int>(input.size()) == a.spatial + 2, a.op, ": input of size ", shape_text(input),
-        " must have ", a.spatial + 2, " dimensions, as weight of size ", shape_text(weight), " has");
+  check(static_cast<int>(input.size()) == a.spatial + 2, a.op, ": input of size ", Shape{input},
+        " must have ", a.spatial + 2, " dimensions, as weight of size ", Shape{weight}, " has");
   check(input[1] == weight[1] * a.groups, a.op, ": given groups=", a.groups, ", weight of size ",
-        shape_text(weight), ", expected input", shape_text(input), " to have ", weight[1] * a.groups,
+        Shape{weight}, ", expected input", Shape{input}, " to have ", weight[1] * a.groups,
         " channels, but got ", input[1], " channels instead");
   check(weight[0] % a.groups == 0, a.op, ": out_channels (", weight[0], ") must be divisible by groups (",
         a.groups, ")");
-  check(weight[0] > 0 && input[1] > 0, a.op, ": channels must be positive, got input ", shape_text(input),
-        " and weight ", shape_text(weight));
+  check(weight[0] > 0 && input[1] > 0, a.op, ": channels must be positive, got input ", Shape{input},
+        " and weight ", Shape{weight});
   Ints out{input[0], weight[0]};
   for (int d = kSpatial - a.spatial; d < kSpatial; ++d) {
     const std::int64_t in = input[d + a.spatial - 1];
@@ -75,8 +77,7 @@ void check_pair(const char* op, const char* a_name, const Tensor& a, const char*
 
 void check_size(const char* op, const char* name, const Tensor& t, const Ints& want) {
   const auto got = t.sizes();
-  check(Ints(got.begin(), got.end()) == want, op, ": ", name, " of size ", shape_text(t), " must be ",
-        shape_text(want));
+  check(std::ranges::equal(got, want), op, ": ", name, " of size ", SizeOf{t}, " must be ", Shape{want});
 }
 
 Ints kernel_of(const Ints& weight) {
