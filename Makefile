@@ -5,7 +5,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-NATIVE := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+NATIVE := setup.py pyproject.toml scripts/nvcc.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 ifeq ($(strip $(VENV)),)
 RUN := $(PYTHON)
@@ -19,13 +19,14 @@ endif
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check
 CXX_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test test-models bench docs lint format clean check-python check-tools
+.PHONY: help demo test test-models cuda-check bench docs lint format clean check-python check-tools
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo     train LeNet-5 on digits with torch's layers and with convnorm's, side by side"
 	@echo "make test     all tests"
 	@echo "make test-models  whole models of transformers, MONAI and diffusers, which it installs"
+	@echo "make cuda-check   what can be said of the CUDA kernels without a GPU; needs nvcc"
 	@echo "make bench    benchmarks against torch (BENCH='options of convnorm bench')"
 	@echo "make docs     the documentation site, in site/ (needs no build)"
 	@echo "make lint     ruff, mypy, clang-format in checking mode"
@@ -85,6 +86,13 @@ $(STATE)/requirements-models: requirements-models.txt $(STATE)/requirements-dev
 
 test-models: $(STATE)/build $(STATE)/requirements-models
 	@$(RUN) -m pytest -n 2 tests/test_published_models.py $(TEST)
+
+$(STATE)/requirements-cuda: requirements-cuda.txt $(STATE)/requirements
+	@$(INSTALL) -r requirements-cuda.txt
+	@touch $@
+
+cuda-check: $(STATE)/build $(STATE)/requirements-cuda
+	@$(RUN) scripts/cuda_check.py $(CUDA_CHECK)
 
 bench: $(STATE)/build $(STATE)/requirements-dev
 	@$(RUN) -m convnorm bench $(BENCH)

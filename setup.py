@@ -1,6 +1,7 @@
 """Builds convnorm._C: every csrc/**/*.cpp in one shared object against the LibTorch Stable ABI.
 
-Sources are globbed, so a new op needs no change here. See docs or CONTRIBUTING.md for the layout.
+Every csrc/**/*.cu is linked in too where nvcc and a CUDA build of torch are found, or CONVNORM_CUDA=1 asks for it;
+CONVNORM_CUDA_ARCHS="80+ptx 90a" are the architectures. Sources are globbed, so a new op needs no change here.
 """
 
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 from setuptools import setup
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT))  # pip runs this file from elsewhere
 
 try:
     import pybind11
@@ -24,6 +26,9 @@ except ImportError as missing:
         "  (needed: torch>=2.11, pybind11, ninja, setuptools, wheel)"
     )
 
+from scripts import nvcc  # noqa: E402
+
+CUDA = nvcc.wanted(torch.version.cuda)
 STABLE_ABI = "0x020b000000000000"  # LibTorch Stable ABI of torch 2.11: the .so loads on every later torch
 
 
@@ -56,8 +61,21 @@ class Build(BuildExtension):
         self.build_temp = str(ROOT / "build" / f"objects-{sys.implementation.cache_tag}-torch-{torch.__version__}")
 
     def run(self) -> None:
+        kernels = "CPU kernels"
+        linked = Path(self.build_temp) / "linked-with-cuda"
+        self.force = self.force or linked.is_file() != CUDA  # no source has changed, but what is linked has
+        if CUDA:
+            objects = nvcc.compile_all(Path(self.build_temp) / "cuda", jobs=int(os.environ["MAX_JOBS"]))
+            print(f"objects: {Path(self.build_temp) / 'cuda'}")
+            self.extensions[0].extra_objects = [str(o) for o in objects]
+            self.extensions[0].extra_link_args += nvcc.link_flags()
+            kernels = f"kernels for the CPU and CUDA ({', '.join(f'sm_{a}' for a in nvcc.architectures())})"
         super().run()
-        print(f"convnorm {version()}: built _C against torch {torch.__version__} (stable ABI 2.11), CPU kernels.")
+        if CUDA:
+            linked.touch()
+        else:
+            linked.unlink(missing_ok=True)
+        print(f"convnorm {version()}: built _C against torch {torch.__version__} (stable ABI 2.11), {kernels}.")
 
 
 def extension() -> CppExtension:
@@ -84,7 +102,7 @@ def extension() -> CppExtension:
         include_dirs=[pybind11.get_include(), str(ROOT / "csrc")],
         extra_compile_args=flags,
         extra_link_args=["-Wl,--as-needed"],
-        depends=sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.h")),
+        depends=[str(p.relative_to(ROOT)) for p in [*nvcc.headers(), *(nvcc.sources() if CUDA else [])]],
     )
 
 

@@ -35,7 +35,7 @@ def set_isa(name: str) -> None:
 
 
 def kernels(op: str | None = None) -> list[dict[str, str]]:
-    """Rows ``{op, kernel, about, isa}`` of every kernel, in order of choice within an op.
+    """Rows ``{op, kernel, about, isa, device}`` of every kernel, in order of choice within an op.
 
     Args:
         op: one op, such as ``"conv_forward"``; without it all.

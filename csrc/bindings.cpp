@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include "common/registry.h"
+#include "cuda/build.h"
 #include "cpu/ceiling.h"
 #include "cpu/isa.h"
 #include "cpu/scratch.h"
@@ -25,7 +26,7 @@ py::dict build_info() {
   info["version"] = CONVNORM_VERSION;
   info["built_with_torch"] = CONVNORM_BUILT_WITH_TORCH;
   info["compiler"] = __VERSION__;
-  info["cuda"] = false;
+  info["cuda"] = convnorm::cuda::architectures ? convnorm::cuda::architectures() : "";
 #if defined(__x86_64__)
   info["isas_built"] = std::vector<std::string>{"generic", "avx2", "avx512"};
 #else
@@ -42,6 +43,7 @@ py::list kernels() {
     row["kernel"] = k.kernel;
     row["about"] = k.about;
     row["isa"] = k.isa;
+    row["device"] = k.device;
     rows.append(row);
   }
   return rows;

@@ -30,7 +30,7 @@ def fixed_state(request):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "winograd: convolutions may be computed by Winograd's method")
-    config.addinivalue_line("markers", "cases(small=False, exact=False): a test's choice of cases and specs")
+    config.addinivalue_line("markers", "cases(small=False, exact=False, names=None): a choice of cases and specs")
 
 
 def pytest_generate_tests(metafunc):
@@ -44,6 +44,7 @@ def pytest_generate_tests(metafunc):
         (spec, case, layout)[: len(asked)]
         for spec in all_specs()
         if spec.exact or not wanted.get("exact")
+        if spec.name in (wanted.get("names") or [spec.name])
         for case in spec.cases
         if case.small or not wanted.get("small")
         for layout in (case.layouts() if "layout" in asked else [None])

@@ -37,16 +37,17 @@ def sources(test):
 
 
 def newest_header():
-    return max(p.stat().st_mtime for folder in (ROOT / "csrc", CPP) for p in folder.rglob("*.h"))
+    headers = (p for folder in (ROOT / "csrc", CPP) for end in ("*.h", "*.cuh") for p in folder.rglob(end))
+    return max(p.stat().st_mtime for p in headers)
 
 
-def compiled(source, headers):
+def compiled(source, headers, first_flags=()):
     """The object file, compiled unless it is newer than its source and every header."""
     target = BUILD / (str(source.relative_to(ROOT)).replace("/", "_") + ".o")
     if not target.exists() or target.stat().st_mtime < max(source.stat().st_mtime, headers):
         only_linked = "avx512" in source.stem and not HAS_AVX512  # the tables name it, but it cannot run here
         sanitize = [] if only_linked else SANITIZE  # they take most of the time
-        command = [os.environ.get("CXX", "g++"), *FLAGS, *sanitize, "-Icsrc", "-Itests/cpp"]
+        command = [os.environ.get("CXX", "g++"), *FLAGS, *sanitize, *first_flags, "-Icsrc", "-Itests/cpp"]
         unfinished = target.with_suffix(f".{os.getpid()}")  # another worker may be at the same file
         run([*command, "-c", source, "-o", unfinished])
         unfinished.replace(target)

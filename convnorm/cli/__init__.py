@@ -24,14 +24,14 @@ def _info(arguments: argparse.Namespace) -> int:
     isas = ", ".join(build["isas_built"])
     out.print(f"instructions {_C.active_isa()} in use; this processor has {_C.supported_isa()}, built: {isas}")
     out.print(f"threads      {torch.get_num_threads()}")
-    out.print(f"CUDA         convnorm {'built' if build['cuda'] else 'built without'}, "
-              f"torch {torch.version.cuda or 'without'}")
+    cuda = f"built for {build['cuda']} (compiled, not run on a GPU yet)" if build["cuda"] else "built without"
+    out.print(f"CUDA         convnorm {cuda}, torch {torch.version.cuda or 'without'}")
     pins = os.environ.get("CONVNORM_FORCE")
     if pins:
         out.print(f"pinned       {pins}")
     out.heading("Kernels, in order of choice within an op")
-    out.table(["op", "kernel", "needs", "about"],
-              [(k["op"], k["kernel"], k["isa"], k["about"]) for k in _C.kernels()], left=4)  # fmt: skip
+    rows = [(k["op"], k["kernel"], "cuda" if k["device"] == "cuda" else k["isa"], k["about"]) for k in _C.kernels()]
+    out.table(["op", "kernel", "needs", "about"], rows, left=4)
     return 0
 
 

@@ -1,5 +1,5 @@
-// A per-channel tensor (weight, bias, running statistics) as doubles: checked, read and written back, any
-// strides.
+// A per-channel tensor (weight, bias, running statistics), checked. On the CPU as doubles, read and written
+// back, any strides; on CUDA as a reference that kernels follow, as the host cannot read it.
 #pragma once
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -7,9 +7,15 @@
 
 #include <vector>
 
+#include "common/channel_ref.h"
 #include "common/tensor.h"
 
 namespace convnorm {
+
+// t is one-dimensional or contiguous.
+inline ChannelRef channel_ref(const Tensor& t, DType dtype) {
+  return {t.data_ptr(), dtype, t.dim() == 1 ? t.stride(0) : 1};
+}
 
 class ChannelVector {
  public:
@@ -25,12 +31,19 @@ class ChannelVector {
     const std::int64_t channels = input.size(1);
     check(t->numel() == channels, op, ": ", name, " should contain ", channels, " elements not ", t->numel());
     check_same_device(op, "input", input, name, *t);
+    if (t->is_cuda()) {
+      held_ = t->dim() == 1 || t->is_contiguous() ? *t : torch::stable::contiguous(*t);
+      ref_ = channel_ref(*held_, float_dtype(op, name, *t));
+      return;
+    }
     values_.resize(channels);
     present_ = true;
     walk(*t, [to = values_.data()](auto* p, std::size_t i) { to[i] = static_cast<double>(*p); });
   }
 
-  // Null when the tensor was None.
+  ChannelRef ref() const { return ref_; }
+
+  // Null when the tensor was None, or is on CUDA.
   double* data() { return present_ ? values_.data() : nullptr; }
   const double* data() const { return present_ ? values_.data() : nullptr; }
 
@@ -43,6 +56,8 @@ class ChannelVector {
  private:
   std::vector<double> values_;
   bool present_ = false;
+  OptTensor held_;
+  ChannelRef ref_;
 
   template <class F>
   void walk(const Tensor& t, F f) const {

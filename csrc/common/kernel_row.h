@@ -1,6 +1,7 @@
 // One row of an op's ordered list of kernels (common/registry.h).
 #pragma once
 
+#include "common/device.h"
 #include "cpu/isa.h"
 
 namespace convnorm {
@@ -11,7 +12,13 @@ struct KernelRow {
   const char* about;                     // one line for explain(): the tile and what the method is
   Isa isa;                               // it needs
   const char* (*refuse)(const Params&);  // null when it accepts, else the reason; no function: takes all
-  Run run;
+  Run run;                               // null where this build has no CUDA: the row is then no kernel
+  DeviceKind device = DeviceKind::cpu;
+  std::int64_t (*workspace)(const Params&) = nullptr;  // bytes that the host file allocates for it
 };
 
 }  // namespace convnorm
+
+// Marks the declaration of a kernel for CUDA. The ordered lists name such kernels in every build; where the
+// .cu files are not linked in, the address is null. So the C++ objects of both builds are the same.
+#define CONVNORM_CUDA_KERNEL __attribute__((weak))

@@ -18,8 +18,10 @@ inline std::string list_text(const Ints& sizes) {
   return out + "]";
 }
 
-// The tensor itself, or its values in the order of its dimensions.
-inline Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+// The tensor itself, or its values in the order of its dimensions; aligned on CUDA.
+inline Tensor as_contiguous(const Tensor& t) {
+  return t.is_contiguous() ? operand(t, Layout::contiguous) : torch::stable::contiguous(t);
+}
 
 // A parameter has input's dtype or, for 16-bit input, float32.
 inline void check_param_dtype(const char* op, const char* name, const Tensor& t, const Tensor& input) {

@@ -22,7 +22,7 @@ struct Verdict {
 };
 
 struct KernelInfo {
-  std::string op, kernel, about, isa;
+  std::string op, kernel, about, isa, device;
 };
 
 // All rows of all lists, for `convnorm info`.
@@ -31,7 +31,8 @@ std::vector<KernelInfo>& known_kernels();
 template <class Row>
 struct Register {
   Register(const char* op, std::span<const Row> rows) {
-    for (const Row& row : rows) known_kernels().push_back({op, row.name, row.about, name(row.isa)});
+    for (const Row& row : rows)
+      if (row.run) known_kernels().push_back({op, row.name, row.about, name(row.isa), name(row.device)});
   }
 };
 
@@ -49,6 +50,8 @@ void trace(Verdict verdict);
 template <class Row, class Params>
 const char* refusal(const Row& row, const Params& params, const std::string& forced) {
   if (!forced.empty() && forced != row.name) return "another kernel is forced by name";
+  if (row.device != device_of(params).kind) return "is for tensors on another device";
+  if (!row.run) return "this build has no CUDA kernels (CONVNORM_CUDA)";
   if (row.isa > active_isa()) return "needs a wider instruction set than is active (CONVNORM_ISA)";
   return row.refuse ? row.refuse(params) : nullptr;
 }
@@ -60,20 +63,24 @@ template <class Row, class Params>
                              const std::string& forced) {
   std::string reasons;
   for (const Row& row : rows)
-    if (forced.empty() || forced == row.name)
+    if (forced.empty() ? row.device == device_of(params).kind : forced == row.name)
       reasons += text(" ", row.name, ": ", refusal(row, params, forced), ";");
+  const char* none = forced.empty() ? " no kernel is for this device" : " no kernel of that name";
   check(false, op, ": no kernel accepts this problem", forced.empty() ? "" : " (forced: ", forced,
-        forced.empty() ? ":" : "):", reasons.empty() ? " no kernel of that name" : reasons);
+        forced.empty() ? ":" : "):", reasons.empty() ? none : reasons);
   std::abort();  // check has thrown
 }
 
-// The first row that accepts. `op` is the registered name, which errors and traces carry.
+// The first row that accepts. `op` is the registered name, which errors and traces carry. Rows for another
+// device are no part of the list.
 template <class Row, class Params>
 const Row& choose(const char* op, std::span<const Row> rows, const Params& params) {
   const std::string& forced = forced_kernel(op);
   const bool traced = tracing();
   const Row* winner = nullptr;
+  const DeviceKind device = device_of(params).kind;
   for (const Row& row : rows) {
+    if (row.device != device && forced.empty()) continue;
     const char* reason = winner ? "not needed: an earlier one accepted" : refusal(row, params, forced);
     if (traced) trace({op, row.name, row.about, reason ? reason : "", !reason});
     if (!reason) winner = &row;

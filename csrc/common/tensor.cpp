@@ -121,7 +121,10 @@ Tensor empty(const Tensor& like, const Ints& sizes, Layout layout) {
   return empty(like, sizes, layout, like.scalar_type());
 }
 
-Tensor empty(const Tensor& like, const Ints& sizes, Layout layout, ScalarType dtype) {
+namespace {
+
+// Strides of a dense tensor; those of a dimension of size one are as if it were longer.
+Ints dense_strides(const Ints& sizes, Layout layout) {
   const int dim = static_cast<int>(sizes.size());
   Ints strides(dim);
   std::int64_t run = 1;
@@ -132,17 +135,51 @@ Tensor empty(const Tensor& like, const Ints& sizes, Layout layout, ScalarType dt
   if (layout == Layout::channels_last) place(1);
   for (int d = dim - 1; d >= 0; --d)
     if (layout == Layout::contiguous || d != 1) place(d);
-  std::int32_t device_type = 0;
-  std::int32_t device_index = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  return strides;
+}
+
+Tensor empty_on(Device device, const Ints& sizes, const Ints& strides, ScalarType dtype) {
   const std::int32_t code = torch::stable::detail::to<std::int32_t>(torch::stable::detail::from(dtype));
+  const bool cuda = device.kind == DeviceKind::cuda;
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(dim, sizes.data(), strides.data(), code, device_type, device_index, &handle));
-  Tensor result(handle);
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      static_cast<std::int64_t>(sizes.size()), sizes.data(), strides.data(), code,
+      cuda ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu(), device.index, &handle));
+  return Tensor(handle);
+}
+
+bool is_dense(const Tensor& t, Layout layout) {
+  const View v = view(t);
+  const Ints wanted = dense_strides({v.sizes, v.sizes + v.dim}, layout);
+  for (int d = 0; d < v.dim; ++d)
+    if (v.sizes[d] > 1 && v.strides[d] != wanted[d]) return false;
+  return true;
+}
+
+}  // namespace
+
+Tensor empty(const Tensor& like, const Ints& sizes, Layout layout, ScalarType dtype) {
+  Tensor result = empty_on(device_of(like), sizes, dense_strides(sizes, layout), dtype);
   if (!result.is_cuda()) advise_huge_pages(result.data_ptr(), result.numel() * result.element_size());
   return result;
+}
+
+Device device_of(const Tensor& t) {
+  if (!t.is_cuda()) return {};
+  return {DeviceKind::cuda, static_cast<int>(t.get_device_index())};
+}
+
+Tensor workspace(Device device, std::int64_t bytes) {
+  return empty_on(device, {bytes}, {1}, ScalarType::Byte);
+}
+
+bool aligned(const Tensor& t) { return reinterpret_cast<std::uintptr_t>(t.data_ptr()) % 16 == 0; }
+
+Tensor operand(const Tensor& t, Layout layout) {
+  if (!t.is_cuda() || t.numel() == 0 || (is_dense(t, layout) && aligned(t))) return t;
+  Tensor copy = empty(t, sizes_of(t), layout);
+  torch::stable::copy_(copy, t);
+  return copy;
 }
 
 void check_same_device(const char* op, const char* first_name, const Tensor& first, const char* name,

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "common/check.h"
+#include "common/device.h"
 #include "common/dtype.h"
 #include "common/window.h"
 
@@ -64,6 +65,21 @@ struct SizeOf {
 // torch's own rule for which layout a tensor asks for (suggest_memory_format); 1d tensors are contiguous.
 Layout suggested_layout(const Tensor& t);
 
+Device device_of(const Tensor& t);
+
+// Starts at a multiple of 16 bytes, as all of torch's own tensors do; slices may not.
+bool aligned(const Tensor& t);
+
+// Uninitialised bytes for a kernel to work in, given back when the tensor goes.
+Tensor workspace(Device device, std::int64_t bytes);
+
+// For kernels on CUDA that take dense, aligned tensors: `t` itself where it is so or on the CPU, whose
+// kernels take strides; else a copy.
+Tensor operand(const Tensor& t, Layout layout);
+inline OptTensor operand(const OptTensor& t, Layout layout) {
+  return t ? OptTensor(operand(*t, layout)) : OptTensor();
+}
+
 // Uninitialised, dense in the given layout, dtype and device of `like` unless said otherwise.
 Tensor empty(const Tensor& like, const Ints& sizes, Layout layout = Layout::contiguous);
 Tensor empty(const Tensor& like, const Ints& sizes, Layout layout, ScalarType dtype);
@@ -76,3 +92,11 @@ void check_same_device(const char* op, const char* first_name, const Tensor& fir
 void check_like(const char* op, const char* name, const Tensor& t, const Tensor& input);
 
 }  // namespace convnorm
+
+// Implementations of the namespace's ops for the CPU and CUDA alike: the host code of a room with kernels for
+// both is the same. `m` is the library, as in STABLE_TORCH_LIBRARY_IMPL. Once per file.
+#define CONVNORM_LIBRARY_IMPL(m)                                                 \
+  static void implement_ops(torch::stable::detail::StableLibrary&);              \
+  STABLE_TORCH_LIBRARY_IMPL(convnorm, CPU, library) { implement_ops(library); }  \
+  STABLE_TORCH_LIBRARY_IMPL(convnorm, CUDA, library) { implement_ops(library); } \
+  static void implement_ops(torch::stable::detail::StableLibrary& m)

@@ -57,15 +57,15 @@ void check_parallel() {
 
 struct Problem {
   int size;
-};
-struct Row {
-  const char* name;
-  const char* about;
-  Isa isa;
-  const char* (*refuse)(const Problem&);
+  Device device = {};
 };
 const char* only_even(const Problem& p) { return p.size % 2 ? "size is odd" : nullptr; }
-constexpr Row kRows[] = {{"even", "", Isa::generic, only_even}, {"any", "", Isa::generic, nullptr}};
+void nothing(const Problem&) {}
+using Row = KernelRow<Problem>;
+constexpr Row kRows[] = {{"even", "", Isa::generic, only_even, nothing},
+                         {"device", "", Isa::generic, nullptr, nothing, DeviceKind::cuda},
+                         {"not built", "", Isa::generic, nullptr, nullptr, DeviceKind::cuda},
+                         {"any", "", Isa::generic, nullptr, nothing}};
 const Register<Row> rows("toy", kRows);
 
 template <class E, class F>
@@ -94,10 +94,29 @@ void check_registry() {
   EXPECT(unknown.find("no kernel 'none'") != std::string::npos, "%s", unknown.c_str());
 }
 
+// Rows for another device are no part of the list; a kernel that was not compiled is one with a reason.
+void check_devices() {
+  const std::span<const Row> list(kRows);
+  const Problem cuda{3, {DeviceKind::cuda}};
+  EXPECT(std::string(choose("toy", list, cuda).name) == "device", "the first of the device");
+  const std::string none = message<std::runtime_error>([&] { choose("toy", list.first(1), cuda); });
+  EXPECT(none.find("no kernel is for this device") != std::string::npos, "%s", none.c_str());
+  const std::string missing = message<std::runtime_error>([&] { choose("toy", list.subspan(2), cuda); });
+  EXPECT(missing.find("not built: this build has no CUDA kernels") != std::string::npos, "%s",
+         missing.c_str());
+  force_kernel("toy", "any");
+  const std::string other = message<std::runtime_error>([&] { choose("toy", list, cuda); });
+  EXPECT(other.find("any: is for tensors on another device") != std::string::npos, "%s", other.c_str());
+  force_kernel("toy", "");
+  for (const KernelInfo& k : known_kernels())
+    EXPECT(k.op != "toy" || k.kernel != "not built", "it is not listed");
+}
+
 int main() {
   check_window();
   check_scratch();
   check_parallel();
   check_registry();
+  check_devices();
   return finish();
 }

@@ -73,6 +73,8 @@ Tensor pool(const std::string& op, Params p, const Tensor& input) {
   Tensor output = empty(input, pooled_sizes(p, sizes), suggested_layout(input));
   p.input = strides_of(input);
   p.output = strides_of(output);
+  p.device = device_of(input);
+  p.aligned = aligned(input) && aligned(output);
   p = merged(p);
   if (output.numel() > 0)
     choose("avg_pool_forward", forward_kernels(), p).run(p, input.data_ptr(), output.data_ptr());
@@ -88,6 +90,8 @@ Tensor spread(const std::string& op, Params p, const Tensor& grad_output, const 
   Tensor grad_input = empty(grad_output, sizes, last ? Layout::channels_last : Layout::contiguous);
   p.input = strides_of(grad_input);
   p.output = strides_of(grad_output);
+  p.device = device_of(grad_output);
+  p.aligned = aligned(grad_output) && aligned(grad_input);
   p = merged(p);
   if (grad_input.numel() > 0)
     choose("avg_pool_backward", backward_kernels(), p).run(p, grad_output.data_ptr(), grad_input.data_ptr());
@@ -138,7 +142,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(convnorm, m) {
   m.def("adaptive_avg_pool_backward(Tensor grad_output, SymInt[] input_size, bool channels_last) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(convnorm, CPU, m) {
+CONVNORM_LIBRARY_IMPL(m) {
   m.impl("avg_pool_forward", TORCH_BOX(&forward));
   m.impl("avg_pool_backward", TORCH_BOX(&backward));
   m.impl("adaptive_avg_pool_forward", TORCH_BOX(&adaptive_forward));

@@ -38,6 +38,8 @@ struct Params {
   bool include_pad = true;   // padding counts
   std::int64_t divisor = 0;  // in place of the counts, unless 0
   Strides input, output;
+  Device device;
+  bool aligned = false;  // on CUDA: both tensors start at a multiple of 16 bytes
 };
 
 // What window o sums along dimension d.
@@ -93,5 +95,11 @@ extern const Kernels kernels_avx2, kernels_avx512;
 // Scalar code for every problem: the definitions above as loops (cpu/avg_pool_direct.cpp).
 void forward_direct(const Params& p, const void* input, void* output);
 void backward_direct(const Params& p, const void* grad_output, void* grad_input);
+
+// On CUDA (cuda/): 16 bytes of channels per thread, or one element and any strides.
+CONVNORM_CUDA_KERNEL void forward_channels_cuda(const Params& p, const void* input, void* output);
+CONVNORM_CUDA_KERNEL void forward_direct_cuda(const Params& p, const void* input, void* output);
+CONVNORM_CUDA_KERNEL void backward_channels_cuda(const Params& p, const void* grad_output, void* grad_input);
+CONVNORM_CUDA_KERNEL void backward_direct_cuda(const Params& p, const void* grad_output, void* grad_input);
 
 }  // namespace convnorm::avg_pool

@@ -2,6 +2,7 @@
 #include "ops/avg_pool/avg_pool.h"
 
 #include "common/registry.h"
+#include "ops/avg_pool/cuda/avg_pool_problem.h"
 
 namespace convnorm::avg_pool {
 namespace {
@@ -45,6 +46,8 @@ const char* refuse_rows(const Params& p) {
   return nullptr;
 }
 
+constexpr const char* kCudaChannels = "16 bytes of channels per thread";
+constexpr const char* kCudaDirect = "one element per thread, any strides";
 constexpr const char* kRuns = "planes as runs, one register each, added up by one transpose";
 constexpr const char* kChannels = "vectors over channels, sums of the window in registers";
 constexpr const char* kPlanes = "vectors over planes, turned into lanes while their rows are added";
@@ -90,6 +93,9 @@ std::span<const Kernel> forward_kernels() {
       {"avg_pool_rows_generic", kRows, Isa::generic, refuse_rows<16>, kernels_generic.forward_rows},
       {"avg_pool_planes_generic", kPlanes, Isa::generic, nullptr, kernels_generic.forward_planes},
       {"avg_pool_direct", "plain loops", Isa::generic, nullptr, forward_direct},
+      {"avg_pool_channels_cuda", kCudaChannels, Isa::generic, refuse_channels_cuda, forward_channels_cuda,
+       DeviceKind::cuda},
+      {"avg_pool_direct_cuda", kCudaDirect, Isa::generic, refuse_cuda, forward_direct_cuda, DeviceKind::cuda},
   };
   return rows;
 }
@@ -114,6 +120,10 @@ std::span<const Kernel> backward_kernels() {
       {"avg_pool_backward_planes_generic", kBackPlanes, Isa::generic, nullptr,
        kernels_generic.backward_planes},
       {"avg_pool_backward_direct", "plain loops", Isa::generic, nullptr, backward_direct},
+      {"avg_pool_backward_channels_cuda", kCudaChannels, Isa::generic, refuse_channels_cuda,
+       backward_channels_cuda, DeviceKind::cuda},
+      {"avg_pool_backward_direct_cuda", kCudaDirect, Isa::generic, refuse_cuda, backward_direct_cuda,
+       DeviceKind::cuda},
   };
   return rows;
 }

@@ -12,6 +12,8 @@ std::tuple<Tensor, Tensor> batch_norm_train(Tensor input, OptTensor weight, OptT
   bn::check_input(op, input);
   bn::check_eps(op, eps, true);
   const ChannelVector w(op, "weight", weight, input), b(op, "bias", bias, input);
+  input = bn::like_result(input, input);
+  residual = bn::like_result(residual, input);
   Tensor output = bn::dense_like(input), stats = bn::empty_pairs(input);
   bn::Forward p = bn::forward_params(op, input, residual, output, w, b, eps, relu);
   if (p.x.values() == 1) {
@@ -31,11 +33,15 @@ Tensor batch_norm_eval(Tensor input, OptTensor weight, OptTensor bias, OptTensor
   bn::check_eps(op, eps, false);
   const ChannelVector w(op, "weight", weight, input), b(op, "bias", bias, input);
   ChannelVector mean(op, "running_mean", running_mean, input), var(op, "running_var", running_var, input);
+  input = bn::like_result(input, input);
+  residual = bn::like_result(residual, input);
   Tensor output = bn::dense_like(input);
   bn::Forward p = bn::forward_params(op, input, residual, output, w, b, eps, relu);
   p.train = false;
   p.mean = mean.data();
   p.var = var.data();
+  p.at.mean = mean.ref();
+  p.at.var = var.ref();
   bn::run(op, p);
   return output;
 }
@@ -62,8 +68,19 @@ void batch_norm_update(OptTensor running_mean, OptTensor running_var, Tensor sta
   if (count == 0) return;
   const double* batch_mean = view(stats).as<double>();
   const double unbiased = static_cast<double>(count) / static_cast<double>(count - 1);
+  if (input.is_cuda())
+    return bn::update_on_device(
+        {device_of(input), channels, mean.ref(), var.ref(), batch_mean, momentum, unbiased});
   blend(mean, running_mean, batch_mean, momentum, 1);
   blend(var, running_var, batch_mean + channels, momentum, unbiased);
+}
+
+// Rounds sums of the host, which of an empty batch are zero, into a gradient.
+void finish(const ChannelVector& sums, Tensor& gradient) {
+  if (gradient.is_cuda())
+    torch::stable::zero_(gradient);
+  else
+    sums.store(gradient);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(Tensor grad_output, Tensor input,
@@ -80,18 +97,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(Tensor grad_outpu
                              weight ? weight->scalar_type() : input.scalar_type());
   Tensor grad_bias = empty(input, {want_affine ? channels : 0}, Layout::contiguous,
                            bias ? bias->scalar_type() : input.scalar_type());
+  grad_output = bn::like_result(grad_output, input);
+  output = bn::like_result(output, input);
+  input = bn::like_result(input, input);
   bn::Backward p = bn::backward_params(op, grad_output, input, output, w, b, stats, eps, relu);
   p.train = train;
   p.want_input = want_input;
   p.want_affine = want_affine;
   p.grad_weight = grad_w.data();
   p.grad_bias = grad_b.data();
+  if (want_affine) {
+    p.at.grad_weight = channel_ref(grad_weight, float_dtype(op, "weight", grad_weight));
+    p.at.grad_bias = channel_ref(grad_bias, float_dtype(op, "bias", grad_bias));
+  }
   Tensor grad_input = bn::result_like(input, want_input, p.grad_input);
   Tensor grad_residual = bn::result_like(input, want_residual, p.grad_residual);
   bn::run(op, p);
-  if (want_affine) {
-    grad_w.store(grad_weight);
-    grad_b.store(grad_bias);
+  if (want_affine && (!input.is_cuda() || p.x.values() == 0)) {
+    finish(grad_w, grad_weight);
+    finish(grad_b, grad_bias);
   }
   return {grad_input, grad_weight, grad_bias, grad_residual};
 }
@@ -113,7 +137,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(convnorm, m) {
       " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(convnorm, CPU, m) {
+CONVNORM_LIBRARY_IMPL(m) {
   m.impl("batch_norm_train", TORCH_BOX(&batch_norm_train));
   m.impl("batch_norm_eval", TORCH_BOX(&batch_norm_eval));
   m.impl("batch_norm_update", TORCH_BOX(&batch_norm_update));

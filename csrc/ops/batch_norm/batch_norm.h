@@ -19,11 +19,18 @@
 #include <cstdint>
 #include <span>
 
+#include "common/channel_ref.h"
 #include "common/dtype.h"
 #include "common/kernel_row.h"
 #include "common/norm_view.h"
 
 namespace convnorm::batch_norm {
+
+// Per-channel values for kernels on CUDA, which read and write them where they are. On the CPU they are the
+// doubles of Forward and Backward.
+struct PerChannel {
+  ChannelRef weight, bias, mean, var, grad_weight, grad_bias;
+};
 
 struct Forward {
   DType dtype = DType::f32;
@@ -36,6 +43,9 @@ struct Forward {
   const double* bias = nullptr;    // [channels] or null: zeros
   double* mean = nullptr;          // [channels]; written in training, read in evaluation
   double* var = nullptr;           // [channels]; biased
+  Device device;
+  PerChannel at;  // on CUDA, where x, residual and out are dense
+  void* workspace = nullptr;
 };
 
 struct Backward {
@@ -55,6 +65,18 @@ struct Backward {
   const double* var = nullptr;
   double* grad_weight = nullptr;  // [channels]; always there, filled in training or when wanted, or given
   double* grad_bias = nullptr;
+  Device device;
+  PerChannel at;  // on CUDA, where tensors are dense; given sums are already divided by the values they count
+  void* workspace = nullptr;
+};
+
+// running = (1 - momentum) running + momentum batch, on CUDA; the variance in `batch` is scaled first.
+struct Update {
+  Device device;
+  std::int64_t channels = 0;
+  ChannelRef mean, var;           // running; without data there is nothing to do
+  const double* batch = nullptr;  // mean, then biased variance
+  double momentum = 0, unbiased = 1;
 };
 
 inline const char* refuse_rows(bool rows) {
@@ -82,6 +104,13 @@ extern const Kernels kernels_generic;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 #endif
+
+// On CUDA (cuda/).
+CONVNORM_CUDA_KERNEL void forward_rows_cuda(const Forward& p);
+CONVNORM_CUDA_KERNEL void forward_planes_cuda(const Forward& p);
+CONVNORM_CUDA_KERNEL void backward_rows_cuda(const Backward& p);
+CONVNORM_CUDA_KERNEL void backward_planes_cuda(const Backward& p);
+CONVNORM_CUDA_KERNEL void update_cuda(const Update& p);
 
 // Textbook loops in double over any strides: slow, and what the others are read against.
 void forward_reference(const Forward& p);

@@ -22,16 +22,26 @@ Params params(const char* op, const Tensor& input, const ChannelVector& weight, 
   p.dtype = float_dtype(op, "input", input);
   p.rows = in_rows(input);
   p.x = norm_view(input);
+  p.device = device_of(input);
   p.weight = weight.data();
   p.bias = bias.data();
+  p.at.weight = weight.ref();
+  p.at.bias = bias.ref();
   p.eps = eps;
   p.relu = relu;
   return p;
 }
 
 template <class Params, class Kernels>
-void run_first(const char* op, Kernels kernels, const Params& p) {
-  if (p.x.values() * p.x.channels > 0) choose(op, kernels, p).run(p);
+void run_first(const char* op, Kernels kernels, Params p) {
+  if (p.x.values() * p.x.channels == 0) return;
+  const auto& row = choose(op, kernels, p);
+  OptTensor work;
+  if (row.workspace) {
+    work = workspace(p.device, row.workspace(p));
+    p.workspace = work->data_ptr();
+  }
+  row.run(p);
 }
 
 }  // namespace
@@ -64,6 +74,14 @@ Tensor dense_like(const Tensor& t) {
   return t.numel() == 0 ? torch::stable::empty_like(t) : empty(t, sizes_of(t), suggested_layout(t));
 }
 
+Tensor like_result(const Tensor& t, const Tensor& input) { return operand(t, suggested_layout(input)); }
+OptTensor like_result(const OptTensor& t, const Tensor& input) { return operand(t, suggested_layout(input)); }
+
+void point_at(ChannelRef& first, ChannelRef& second, const Tensor& pairs) {
+  first = {pairs.data_ptr(), DType::f64, 1};
+  second = {view(pairs).as<double>() + pairs.size(1), DType::f64, 1};
+}
+
 Tensor result_like(const Tensor& input, bool wanted, NormView& view) {
   if (!wanted) return empty(input, {0});
   Tensor result = dense_like(input);
@@ -82,10 +100,13 @@ Forward forward_params(const char* op, const Tensor& input, const OptTensor& res
 }
 
 void take_statistics(Forward& p, Tensor& stats) {
-  const std::int64_t channels = stats.size(1);
   p.mean = view(stats).as<double>();
-  p.var = p.mean + channels;
-  for (std::int64_t c = 0; p.x.values() == 0 && c < channels; ++c) p.mean[c] = 0, p.var[c] = 1;
+  p.var = p.mean + stats.size(1);
+  point_at(p.at.mean, p.at.var, stats);
+  if (p.x.values() > 0) return;
+  torch::stable::zero_(stats);
+  Tensor var = torch::stable::narrow(stats, 0, 1, 1);
+  torch::stable::fill_(var, 1);
 }
 
 Backward backward_params(const char* op, const Tensor& grad_output, const Tensor& input,
@@ -99,7 +120,13 @@ Backward backward_params(const char* op, const Tensor& grad_output, const Tensor
   if (relu && output) p.out = norm_view(*output);
   p.mean = view(stats).as<double>();
   p.var = p.mean + input.size(1);
+  point_at(p.at.mean, p.at.var, stats);
   return p;
+}
+
+void update_on_device(const Update& p) {
+  check(update_cuda != nullptr, "batch_norm_update: this build has no CUDA kernels (CONVNORM_CUDA)");
+  update_cuda(p);
 }
 
 void run(const char* op, const Forward& p) { run_first(op, forward_kernels(), p); }

@@ -16,6 +16,10 @@ void check_eps(const char* op, double eps, bool train);
 void check_pairs(const char* op, const char* name, const Tensor& t, const Tensor& input);
 Tensor empty_pairs(const Tensor& input);
 
+// The tensor as kernels on its device take it, when the result is dense in input's layout.
+Tensor like_result(const Tensor& t, const Tensor& input);
+OptTensor like_result(const OptTensor& t, const Tensor& input);
+
 // Empty tensors keep their strides, as in torch; others are dense in the layout they ask for.
 Tensor dense_like(const Tensor& t);
 
@@ -34,6 +38,12 @@ void take_statistics(Forward& p, Tensor& stats);
 Backward backward_params(const char* op, const Tensor& grad_output, const Tensor& input,
                          const OptTensor& output, const ChannelVector& weight, const ChannelVector& bias,
                          const Tensor& stats, double eps, bool relu);
+
+// Where kernels on CUDA find the pair of float64 values per channel.
+void point_at(ChannelRef& first, ChannelRef& second, const Tensor& pairs);
+
+// Running statistics on CUDA.
+void update_on_device(const Update& p);
 
 // By the first kernel that accepts, unless there is nothing to compute; `op` names the ordered list.
 void run(const char* op, const Forward& p);

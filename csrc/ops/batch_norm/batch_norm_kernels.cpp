@@ -2,6 +2,7 @@
 #include "ops/batch_norm/batch_norm.h"
 
 #include "common/registry.h"
+#include "ops/batch_norm/cuda/batch_norm_plan.h"
 
 namespace convnorm::batch_norm {
 namespace {
@@ -19,6 +20,28 @@ namespace {
 #define CONVNORM_WIDE_ROWS(direction)
 #endif
 
+template <class Params>
+Kernel<Params> cuda_rows(void (*run)(const Params&)) {
+  return {"batch_norm_rows_cuda",
+          "16 bytes of channels per thread; blocks of rows merged in order",
+          Isa::generic,
+          [](const Params& p) { return refuse_planes(p.rows); },
+          run,
+          DeviceKind::cuda,
+          [](const Params& p) { return rows_plan(p).bytes(); }};
+}
+
+template <class Params>
+Kernel<Params> cuda_planes(void (*run)(const Params&)) {
+  return {"batch_norm_planes_cuda",
+          "16 bytes of the image per thread; pieces of a channel merged in order",
+          Isa::generic,
+          [](const Params& p) { return refuse_rows(p.rows); },
+          run,
+          DeviceKind::cuda,
+          [](const Params& p) { return planes_plan(p).bytes(); }};
+}
+
 const char* const kReferenceAbout = "textbook loops in double, any strides";
 
 }  // namespace
@@ -26,14 +49,18 @@ const char* const kReferenceAbout = "textbook loops in double, any strides";
 std::span<const Kernel<Forward>> forward_kernels() {
   static const Kernel<Forward> rows[] = {
       CONVNORM_WIDE_ROWS(forward) CONVNORM_ROWS(forward, generic),
-      {"batch_norm_reference", kReferenceAbout, Isa::generic, nullptr, forward_reference}};
+      {"batch_norm_reference", kReferenceAbout, Isa::generic, nullptr, forward_reference},
+      cuda_rows(forward_rows_cuda),
+      cuda_planes(forward_planes_cuda)};
   return rows;
 }
 
 std::span<const Kernel<Backward>> backward_kernels() {
   static const Kernel<Backward> rows[] = {
       CONVNORM_WIDE_ROWS(backward) CONVNORM_ROWS(backward, generic),
-      {"batch_norm_reference", kReferenceAbout, Isa::generic, nullptr, backward_reference}};
+      {"batch_norm_reference", kReferenceAbout, Isa::generic, nullptr, backward_reference},
+      cuda_rows(backward_rows_cuda),
+      cuda_planes(backward_planes_cuda)};
   return rows;
 }
 

@@ -2,8 +2,6 @@
 // _backward_reduce, _backward_elemt). What crosses the cut is float64 (2, channels).
 #include "ops/batch_norm/batch_norm_host.h"
 
-#include <algorithm>
-
 namespace convnorm {
 namespace {
 
@@ -14,6 +12,7 @@ Tensor batch_norm_stats(Tensor input) {
   const char* op = "batch_norm_stats";
   bn::check_input(op, input);
   const ChannelVector none(op, "weight", {}, input);
+  input = bn::like_result(input, input);
   Tensor stats = bn::empty_pairs(input);
   bn::Forward p = bn::forward_params(op, input, {}, {}, none, none, 0, false);
   bn::take_statistics(p, stats);
@@ -28,11 +27,14 @@ Tensor batch_norm_elemt(Tensor input, OptTensor weight, OptTensor bias, OptTenso
   bn::check_eps(op, eps, true);
   bn::check_pairs(op, "stats", stats, input);
   const ChannelVector w(op, "weight", weight, input), b(op, "bias", bias, input);
+  input = bn::like_result(input, input);
+  residual = bn::like_result(residual, input);
   Tensor output = bn::dense_like(input);
   bn::Forward p = bn::forward_params(op, input, residual, output, w, b, eps, relu);
   p.train = false;
   p.mean = view(stats).as<double>();
   p.var = p.mean + input.size(1);
+  bn::point_at(p.at.mean, p.at.var, stats);
   bn::run("batch_norm_eval", p);
   return output;
 }
@@ -43,12 +45,16 @@ Tensor batch_norm_backward_reduce(Tensor grad_output, Tensor input, OptTensor we
   const char* op = "batch_norm_backward_reduce";
   bn::check_input(op, input);
   const ChannelVector w(op, "weight", weight, input), b(op, "bias", bias, input);
+  grad_output = bn::like_result(grad_output, input);
+  output = bn::like_result(output, input);
+  input = bn::like_result(input, input);
   Tensor sums = bn::empty_pairs(input);
   bn::Backward p = bn::backward_params(op, grad_output, input, output, w, b, stats, eps, relu);
   p.want_input = false;
   p.grad_weight = view(sums).as<double>();
   p.grad_bias = p.grad_weight + input.size(1);
-  if (p.x.values() == 0) std::fill(p.grad_weight, p.grad_weight + sums.numel(), 0.0);
+  bn::point_at(p.at.grad_weight, p.at.grad_bias, sums);
+  if (p.x.values() == 0) torch::stable::zero_(sums);
   bn::run("batch_norm_backward", p);
   return sums;
 }
@@ -63,10 +69,15 @@ std::tuple<Tensor, Tensor> batch_norm_backward_elemt(Tensor grad_output, Tensor 
   bn::check_pairs(op, "means", means, input);
   const std::int64_t channels = input.size(1);
   const ChannelVector w(op, "weight", weight, input), b(op, "bias", bias, input);
+  grad_output = bn::like_result(grad_output, input);
+  output = bn::like_result(output, input);
+  input = bn::like_result(input, input);
   bn::Backward p = bn::backward_params(op, grad_output, input, output, w, b, stats, eps, relu);
+  bn::point_at(p.at.grad_weight, p.at.grad_bias, means);
   const double* const given = view(means).as<double>();
   ChannelVector grad_w(channels), grad_b(channels);
-  for (std::int64_t c = 0; c < channels; ++c) {  // the kernel divides by the values of this batch
+  for (std::int64_t c = 0; c < channels && !input.is_cuda();
+       ++c) {  // the kernel divides by the values of this batch
     grad_w.data()[c] = given[c] * static_cast<double>(p.x.values());
     grad_b.data()[c] = given[channels + c] * static_cast<double>(p.x.values());
   }
@@ -96,7 +107,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(convnorm, m) {
       " -> (Tensor grad_input, Tensor grad_residual)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(convnorm, CPU, m) {
+CONVNORM_LIBRARY_IMPL(m) {
   m.impl("batch_norm_stats", TORCH_BOX(&batch_norm_stats));
   m.impl("batch_norm_elemt", TORCH_BOX(&batch_norm_elemt));
   m.impl("batch_norm_backward_reduce", TORCH_BOX(&batch_norm_backward_reduce));

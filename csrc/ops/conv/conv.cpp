@@ -94,6 +94,7 @@ Params make_params(Pass pass, const Args& a, DType dtype, const Tensor& input, c
   Params p{};
   p.pass = pass;
   p.dtype = dtype;
+  p.device = device_of(input);
   p.input = lift(input);
   p.output = lift(output);
   p.weight = weight_view(weight);
@@ -102,7 +103,15 @@ Params make_params(Pass pass, const Args& a, DType dtype, const Tensor& input, c
   return p;
 }
 
-void run(const char* op, const Params& p) { choose(op, kernels(p.pass), p).run(p); }
+void run(const char* op, Params p) {
+  const Kernel& row = choose(op, kernels(p.pass), p);
+  OptTensor work;
+  if (row.workspace) {
+    work = workspace(p.device, row.workspace(p));
+    p.workspace = work->data_ptr();
+  }
+  row.run(p);
+}
 
 Layout pick(const Tensor& a, const Tensor& b) {
   const bool last =
@@ -179,7 +188,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(convnorm, m) {
       "int[] dilation, int groups, bool with_bias) -> (Tensor, Tensor)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(convnorm, CPU, m) {
+CONVNORM_LIBRARY_IMPL(m) {
   m.impl("conv_forward", TORCH_BOX(&convnorm::conv::forward));
   m.impl("conv_by_input", TORCH_BOX(&convnorm::conv::by_input));
   m.impl("conv_by_weight", TORCH_BOX(&convnorm::conv::by_weight));

@@ -40,6 +40,8 @@ struct Params {
   void* bias = nullptr;  // forward: (k) or null. by_weight: grad_bias (k) or null
   Window window;
   std::int64_t groups = 1;
+  Device device;
+  void* workspace = nullptr;
 };
 
 using Kernel = KernelRow<Params>;
@@ -135,5 +137,12 @@ extern const Depthwise depthwise_generic;
 extern const Depthwise depthwise_avx2;
 extern const Depthwise depthwise_avx512;
 #endif
+
+// --- on CUDA (cuda/): plain multiply-adds, the baseline
+
+CONVNORM_CUDA_KERNEL void igemm_cuda(const Params& p);         // forward and by input
+CONVNORM_CUDA_KERNEL void igemm_weight_cuda(const Params& p);  // by weight, in p.workspace
+CONVNORM_CUDA_KERNEL void direct_cuda(const Params& p);        // every pass, few channels per group
+CONVNORM_CUDA_KERNEL void bias_gradient_cuda(const Params& p);
 
 }  // namespace convnorm::conv

@@ -4,6 +4,7 @@
 
 #include "common/registry.h"
 #include "ops/conv/conv.h"
+#include "ops/conv/cuda/conv_problem.h"
 
 namespace convnorm::conv {
 namespace {
@@ -170,6 +171,17 @@ constexpr Kernel kAnyRows[] = {
     {"conv_im2col", kReference, Isa::generic, nullptr, kReferenceRun},
 };
 
+constexpr const char* kAboutCudaDirect = "few channels per group: one element of the result per thread";
+constexpr const char* kAboutCudaTile = "tiles of 64 x 64 in 4 x 4 per thread, gathered into shared memory";
+constexpr Kernel kCudaDirect = {"conv_direct_cuda", kAboutCudaDirect, Isa::generic,
+                                direct_refusal,     direct_cuda,      DeviceKind::cuda};
+constexpr Kernel kCudaRows[] = {
+    kCudaDirect,
+    {"conv_igemm_64x64_cuda", kAboutCudaTile, Isa::generic, cuda_refusal, igemm_cuda, DeviceKind::cuda}};
+constexpr Kernel kCudaWeightRows[] = {kCudaDirect,
+                                      {"conv_igemm_64x64_cuda", kAboutCudaTile, Isa::generic, cuda_refusal,
+                                       igemm_weight_cuda, DeviceKind::cuda, weight_workspace}};
+
 template <std::size_t... kRows>
 constexpr auto join(const Kernel (&... lists)[kRows]) {
   std::array<Kernel, (kRows + ...)> all{};
@@ -181,10 +193,12 @@ constexpr auto join(const Kernel (&... lists)[kRows]) {
   return all;
 }
 
-constexpr auto kForward = join(kDepthwiseRows, kWinogradRows, kGroupedRows, kAnyRows<im2col_forward>);
+constexpr auto kForward =
+    join(kDepthwiseRows, kWinogradRows, kGroupedRows, kAnyRows<im2col_forward>, kCudaRows);
 constexpr auto kByInput =
-    join(kDepthwiseRows, kWinogradRows, kGroupedRows, kCol2imRows, kAnyRows<im2col_by_input>);
-constexpr auto kByWeight = join(kDepthwiseRows, kGroupedWeightRows, kAnyRows<im2col_by_weight>);
+    join(kDepthwiseRows, kWinogradRows, kGroupedRows, kCol2imRows, kAnyRows<im2col_by_input>, kCudaRows);
+constexpr auto kByWeight =
+    join(kDepthwiseRows, kGroupedWeightRows, kAnyRows<im2col_by_weight>, kCudaWeightRows);
 
 }  // namespace
 

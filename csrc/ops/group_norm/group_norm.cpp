@@ -5,6 +5,7 @@
 #include "common/norm_operands.h"
 #include "common/registry.h"
 #include "common/tensor.h"
+#include "ops/group_norm/cuda/group_norm_plan.h"
 
 namespace convnorm {
 namespace {
@@ -20,13 +21,34 @@ namespace gn = group_norm;
 
 const char* const kReferenceAbout = "textbook loops in double";
 
+template <class Params>
+gn::Kernel<Params> cuda_row(void (*run)(const Params&)) {
+  return {"group_norm_passes_cuda",
+          "batch norm's passes over the channels of every image, merged by group",
+          Isa::generic,
+          nullptr,
+          run,
+          DeviceKind::cuda,
+          [](const Params& p) { return gn::workspace(p); }};
+}
+
+template <class Params>
+void run(const char* op, std::span<const gn::Kernel<Params>> kernels, Params p) {
+  const auto& row = choose(op, kernels, p);
+  OptTensor work;
+  if (row.workspace) work = workspace(p.device, row.workspace(p));
+  if (work) p.workspace = work->data_ptr();
+  row.run(p);
+}
+
 std::span<const gn::Kernel<gn::Forward>> forward_kernels() {
   static const gn::Kernel<gn::Forward> rows[] = {
 #if defined(__x86_64__)
       CONVNORM_ROWS(forward, avx512) CONVNORM_ROWS(forward, avx2)
 #endif
           CONVNORM_ROWS(forward, generic){"group_norm_reference", kReferenceAbout, Isa::generic, nullptr,
-                                          gn::forward_reference}};
+                                          gn::forward_reference},
+      cuda_row(gn::forward_cuda)};
   return rows;
 }
 
@@ -36,7 +58,8 @@ std::span<const gn::Kernel<gn::Backward>> backward_kernels() {
       CONVNORM_ROWS(backward, avx512) CONVNORM_ROWS(backward, avx2)
 #endif
           CONVNORM_ROWS(backward, generic){"group_norm_reference", kReferenceAbout, Isa::generic, nullptr,
-                                           gn::backward_reference}};
+                                           gn::backward_reference},
+      cuda_row(gn::backward_cuda)};
   return rows;
 }
 
@@ -54,6 +77,7 @@ void check_param(const char* name, const OptTensor& t, const Tensor& input) {
 gn::Shape check_shape(const Tensor& input, std::int64_t groups, const OptTensor& weight,
                       const OptTensor& bias) {
   gn::Shape s;
+  s.device = device_of(input);
   s.dtype = float_dtype("group_norm", "input", input);
   const Ints sizes = sizes_of(input);
   check(sizes.size() >= 2, "group_norm: Expected at least 2 dimensions for input tensor but received ",
@@ -81,6 +105,7 @@ Layout layout_of(const gn::Shape& s, const Tensor& input) {
 Tensor in_layout(const Tensor& t, Layout layout) {
   using torch::headeronly::MemoryFormat;
   if (layout == Layout::contiguous) return as_contiguous(t);
+  if (t.is_cuda()) return operand(t, layout);
   return torch::stable::contiguous(t,
                                    t.dim() == 4 ? MemoryFormat::ChannelsLast : MemoryFormat::ChannelsLast3d);
 }
@@ -100,11 +125,16 @@ std::tuple<Tensor, Tensor> group_norm_forward(Tensor input, std::int64_t num_gro
   p.out = output.data_ptr();
   p.weight = w.data();
   p.bias = b.data();
+  p.weight_at = w.ref();
+  p.bias_at = b.ref();
   p.mean = view(stats).as<double>();
   p.var = p.mean + p.batch * num_groups;
-  if (p.group_values() == 0)
-    for (std::int64_t i = 0; i < p.batch * num_groups; ++i) p.mean[i] = 0, p.var[i] = 1;
-  if (p.batch * p.group_values() > 0) choose(op, forward_kernels(), p).run(p);
+  if (p.group_values() == 0) {
+    torch::stable::zero_(stats);
+    Tensor var = torch::stable::narrow(stats, 0, 1, 1);
+    torch::stable::fill_(var, 1);
+  }
+  if (p.batch * p.group_values() > 0) run(op, forward_kernels(), p);
   return {output, stats};
 }
 
@@ -131,12 +161,21 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_backward(Tensor grad_output, Tenso
   p.mean = view(stats).as<double>();
   p.var = p.mean + p.batch * num_groups;
   p.grad_input = want_input ? grad_input.data_ptr() : nullptr;
-  p.grad_weight = want_affine ? grad_w.data() : nullptr;
-  p.grad_bias = want_affine ? grad_b.data() : nullptr;
-  if (p.batch * p.group_values() > 0 && (want_input || want_affine)) choose(op, backward_kernels(), p).run(p);
+  p.weight_at = w.ref();
   if (want_affine) {
+    p.grad_weight = grad_w.data();
+    p.grad_bias = grad_b.data();
+    p.grad_weight_at = channel_ref(grad_weight, float_dtype(op, "weight", grad_weight));
+    p.grad_bias_at = channel_ref(grad_bias, float_dtype(op, "bias", grad_bias));
+  }
+  const bool some = p.batch * p.group_values() > 0;
+  if (some && (want_input || want_affine)) run(op, backward_kernels(), p);
+  if (want_affine && !input.is_cuda()) {
     grad_w.store(grad_weight);
     grad_b.store(grad_bias);
+  } else if (want_affine && !some) {
+    torch::stable::zero_(grad_weight);
+    torch::stable::zero_(grad_bias);
   }
   return {grad_input, grad_weight, grad_bias};
 }
@@ -151,7 +190,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(convnorm, m) {
       " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(convnorm, CPU, m) {
+CONVNORM_LIBRARY_IMPL(m) {
   m.impl("group_norm_forward", TORCH_BOX(&group_norm_forward));
   m.impl("group_norm_backward", TORCH_BOX(&group_norm_backward));
 }

@@ -16,6 +16,7 @@
 
 #include <cstdint>
 
+#include "common/channel_ref.h"
 #include "common/dtype.h"
 #include "common/kernel_row.h"
 
@@ -26,6 +27,7 @@ struct Shape {
   DType dtype = DType::f32;
   bool rows = false;
   std::int64_t batch = 0, channels = 0, groups = 1, inner = 1;
+  Device device;
   std::int64_t depth() const { return channels / groups; }
   std::int64_t group_values() const { return depth() * inner; }
 };
@@ -38,6 +40,8 @@ struct Forward : Shape {
   const double* bias = nullptr;    // [channels] or null: zeros
   double* mean = nullptr;          // [batch, groups]
   double* var = nullptr;           // [batch, groups]; biased
+  ChannelRef weight_at, bias_at;   // in place of weight and bias on CUDA
+  void* workspace = nullptr;
 };
 
 struct Backward : Shape {
@@ -50,6 +54,9 @@ struct Backward : Shape {
   void* grad_input = nullptr;     // null when it is not wanted
   double* grad_weight = nullptr;  // [channels]; both null when neither is wanted
   double* grad_bias = nullptr;
+  ChannelRef weight_at, grad_weight_at,
+      grad_bias_at;  // in place of them on CUDA; without data when not wanted
+  void* workspace = nullptr;
 };
 
 inline const char* refuse_rows(const Shape& p) {
@@ -74,6 +81,10 @@ extern const Kernels kernels_generic;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 #endif
+
+// On CUDA (cuda/).
+CONVNORM_CUDA_KERNEL void forward_cuda(const Forward& p);
+CONVNORM_CUDA_KERNEL void backward_cuda(const Backward& p);
 
 // Textbook loops in double: slow, and what the others are read against.
 void forward_reference(const Forward& p);

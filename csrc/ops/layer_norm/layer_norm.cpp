@@ -4,6 +4,7 @@
 #include "common/norm_operands.h"
 #include "common/registry.h"
 #include "common/tensor.h"
+#include "ops/layer_norm/cuda/layer_norm_plan.h"
 
 namespace convnorm {
 namespace {
@@ -20,6 +21,7 @@ namespace ln = layer_norm;
        ln::refuse_short, ln::kernels_##isa.backward_columns},
 
 const char* const kReferenceAbout = "textbook loops in double";
+const char* const kCudaAbout = "some threads per row, 16 bytes each; sums over rows merged in order";
 
 std::span<const ln::Kernel<ln::Forward>> forward_kernels() {
   static const ln::Kernel<ln::Forward> rows[] = {
@@ -27,7 +29,8 @@ std::span<const ln::Kernel<ln::Forward>> forward_kernels() {
       CONVNORM_FORWARD(avx512) CONVNORM_FORWARD(avx2)
 #endif
           CONVNORM_FORWARD(generic){"layer_norm_reference", kReferenceAbout, Isa::generic, nullptr,
-                                    ln::forward_reference}};
+                                    ln::forward_reference},
+      {"layer_norm_rows_cuda", kCudaAbout, Isa::generic, nullptr, ln::forward_cuda, DeviceKind::cuda}};
   return rows;
 }
 
@@ -37,7 +40,9 @@ std::span<const ln::Kernel<ln::Backward>> backward_kernels() {
       CONVNORM_BACKWARD(avx512) CONVNORM_BACKWARD(avx2)
 #endif
           CONVNORM_BACKWARD(generic){"layer_norm_reference", kReferenceAbout, Isa::generic, nullptr,
-                                     ln::backward_reference}};
+                                     ln::backward_reference},
+      {"layer_norm_rows_cuda", kCudaAbout, Isa::generic, nullptr, ln::backward_cuda, DeviceKind::cuda,
+       ln::backward_workspace}};
   return rows;
 }
 
@@ -94,10 +99,24 @@ std::tuple<Tensor, Tensor> layer_norm_forward(Tensor input, Ints normalized_shap
   p.out = output.data_ptr();
   p.mean = view(stats).as<double>();
   p.var = p.mean + m.rows;
-  if (m.size == 0)
-    for (std::int64_t i = 0; i < m.rows; ++i) p.mean[i] = 0, p.var[i] = 1;
+  p.device = device_of(input);
+  if (m.size == 0) {
+    torch::stable::zero_(stats);
+    Tensor var = torch::stable::narrow(stats, 0, 1, 1);
+    torch::stable::fill_(var, 1);
+  }
   if (m.rows * m.size > 0) choose(op, forward_kernels(), p).run(p);
   return {output, stats};
+}
+
+// Where the sums over rows go: doubles on the CPU, the gradients themselves on CUDA.
+void take_sums(ln::Backward& p, std::vector<double>& sums, const Tensor& grad_weight,
+               const Tensor& grad_bias) {
+  p.grad_weight_at = {grad_weight.data_ptr(), float_dtype("layer_norm", "weight", grad_weight)};
+  p.grad_bias_at = {grad_bias.data_ptr(), float_dtype("layer_norm", "bias", grad_bias)};
+  if (sums.empty()) return;
+  p.grad_weight = sums.data();
+  p.grad_bias = sums.data() + p.size;
 }
 
 std::tuple<Tensor, Tensor, Tensor> layer_norm_backward(Tensor grad_output, Tensor input,
@@ -117,7 +136,7 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_backward(Tensor grad_output, Tenso
   const Ints shape = want_affine ? normalized_shape : Ints{0};
   Tensor grad_input = empty(input, want_input ? sizes_of(input) : Ints{0});
   Tensor grad_weight = param_like(weight, input, shape), grad_bias = param_like(bias, input, shape);
-  std::vector<double> sums(want_affine ? 2 * m.size : 0);
+  std::vector<double> sums(want_affine && !input.is_cuda() ? 2 * m.size : 0);
   p.rows = m.rows, p.size = m.size;
   p.eps = eps;
   p.grad_output = grad.data_ptr();
@@ -125,11 +144,21 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_backward(Tensor grad_output, Tenso
   p.weight = w.data(), p.weight_dtype = w.dtype();
   p.mean = view(stats).as<double>();
   p.var = p.mean + m.rows;
+  p.device = device_of(input);
   p.grad_input = want_input ? grad_input.data_ptr() : nullptr;
-  p.grad_weight = want_affine ? sums.data() : nullptr;
-  p.grad_bias = want_affine ? sums.data() + m.size : nullptr;
-  if (m.rows * m.size > 0 && (want_input || want_affine)) choose(op, backward_kernels(), p).run(p);
-  if (want_affine) {
+  if (want_affine) take_sums(p, sums, grad_weight, grad_bias);
+  const bool empty_input = m.rows * m.size == 0;
+  if (!empty_input && (want_input || want_affine)) {
+    const auto& row = choose(op, backward_kernels(), p);
+    OptTensor work;
+    if (row.workspace) work = workspace(p.device, row.workspace(p));
+    if (work) p.workspace = work->data_ptr();
+    row.run(p);
+  }
+  if (want_affine && input.is_cuda() && empty_input) {
+    torch::stable::zero_(grad_weight);
+    torch::stable::zero_(grad_bias);
+  } else if (want_affine && !input.is_cuda()) {
     store(grad_weight, p.grad_weight);
     store(grad_bias, p.grad_bias);
   }
@@ -146,7 +175,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(convnorm, m) {
       " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(convnorm, CPU, m) {
+CONVNORM_LIBRARY_IMPL(m) {
   m.impl("layer_norm_forward", TORCH_BOX(&layer_norm_forward));
   m.impl("layer_norm_backward", TORCH_BOX(&layer_norm_backward));
 }

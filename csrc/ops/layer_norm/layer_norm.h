@@ -15,6 +15,7 @@
 
 #include <cstdint>
 
+#include "common/channel_ref.h"
 #include "common/dtype.h"
 #include "common/kernel_row.h"
 
@@ -30,6 +31,7 @@ struct Forward {
   void* out = nullptr;
   double* mean = nullptr;  // [rows]
   double* var = nullptr;   // [rows]; biased
+  Device device;
 };
 
 struct Backward {
@@ -44,6 +46,9 @@ struct Backward {
   void* grad_input = nullptr;     // null when it is not wanted
   double* grad_weight = nullptr;  // [size]; both null when neither is wanted
   double* grad_bias = nullptr;
+  Device device;
+  ChannelRef grad_weight_at, grad_bias_at;  // in place of them on CUDA, in the tensors' own dtype
+  void* workspace = nullptr;
 };
 
 // Rows longer than this are differentiated column by column: x and grad_output of one row would not stay in
@@ -71,6 +76,10 @@ extern const Kernels kernels_generic;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 #endif
+
+// On CUDA (cuda/).
+CONVNORM_CUDA_KERNEL void forward_cuda(const Forward& p);
+CONVNORM_CUDA_KERNEL void backward_cuda(const Backward& p);
 
 // Textbook loops in double: slow, and what the others are read against.
 void forward_reference(const Forward& p);

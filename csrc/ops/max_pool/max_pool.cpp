@@ -55,6 +55,12 @@ ScalarType code_type(Argmax kind) {
   return kind == Argmax::offset32 ? ScalarType::Int : ScalarType::Byte;
 }
 
+// Tensors as kernels on CUDA see them.
+void place(Params& p, const Tensor& first, const Tensor& second, const Tensor& third) {
+  p.device = device_of(first);
+  p.aligned = aligned(first) && aligned(second) && aligned(third);
+}
+
 std::tuple<Tensor, Tensor> forward(Tensor input, Ints kernel, Ints stride, Ints padding, Ints dilation,
                                    bool ceil_mode, std::int64_t record) {
   const Ints sizes = sizes_of(input);
@@ -75,6 +81,7 @@ std::tuple<Tensor, Tensor> forward(Tensor input, Ints kernel, Ints stride, Ints 
   p.input = strides_of(input);
   p.output = strides_of(output);
   if (p.record != Argmax::none) p.argmax = strides_of(argmax);
+  place(p, input, output, argmax);
   if (p.n > 0)
     choose("max_pool_forward", forward_kernels(), p)
         .run(p, input.data_ptr(), output.data_ptr(), argmax.data_ptr());
@@ -128,6 +135,7 @@ Tensor backward(Tensor grad_output, Tensor argmax, Ints input_size, Ints kernel,
   Tensor grad_input = empty(grad_output, input_size, suggested_layout(argmax));
   p.input = strides_of(grad_input);
   p.output = strides_of(grad_output);
+  place(p, grad_output, argmax, grad_input);
   if (p.n > 0)
     choose("max_pool_backward", backward_kernels(), p)
         .run(p, grad_output.data_ptr(), argmax.data_ptr(), grad_input.data_ptr());
@@ -143,7 +151,9 @@ Tensor gather_recorded(Tensor x, Tensor argmax, Ints kernel, Ints stride, Ints p
   Tensor values = empty(x, sizes_of(argmax), suggested_layout(argmax));
   p.input = strides_of(x);
   p.output = strides_of(values);
-  gather(p, x.data_ptr(), argmax.data_ptr(), values.data_ptr());
+  place(p, x, argmax, values);
+  if (p.n > 0)
+    choose("max_pool_gather", gather_kernels(), p).run(p, x.data_ptr(), argmax.data_ptr(), values.data_ptr());
   return values;
 }
 
@@ -160,7 +170,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(convnorm, m) {
       "SymInt[] dilation) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(convnorm, CPU, m) {
+CONVNORM_LIBRARY_IMPL(m) {
   m.impl("max_pool_forward", TORCH_BOX(&forward));
   m.impl("max_pool_backward", TORCH_BOX(&backward));
   m.impl("max_pool_gather", TORCH_BOX(&gather_recorded));

@@ -40,6 +40,8 @@ struct Params {
   Dims in{1, 1, 1}, out{1, 1, 1};
   Window window;
   Strides input, output, argmax;
+  Device device;
+  bool aligned = false;  // on CUDA: every tensor starts at a multiple of 16 bytes
 };
 
 inline std::int64_t positions(const Window& w) { return w.kernel[0] * w.kernel[1] * w.kernel[2]; }
@@ -73,8 +75,11 @@ using BackwardFn = void (*)(const Params& p, const void* grad_output, const void
 template <class Fn>
 using Kernel = KernelRow<Params, Fn>;
 
+using GatherFn = void (*)(const Params& p, const void* x, const void* argmax, void* values);
+
 std::span<const Kernel<ForwardFn>> forward_kernels();
 std::span<const Kernel<BackwardFn>> backward_kernels();
+std::span<const Kernel<GatherFn>> gather_kernels();
 
 // What each instruction set exports.
 struct Kernels {
@@ -100,5 +105,15 @@ void backward_direct(const Params& p, const void* grad_output, const void* argma
 void backward_scatter(const Params& p, const void* grad_output, const void* argmax, void* grad_input);
 // values[o] = x[i(o, arg[o])]
 void gather(const Params& p, const void* x, const void* argmax, void* values);
+
+// On CUDA (cuda/): 16 bytes of channels per thread, or one element and any strides.
+CONVNORM_CUDA_KERNEL void forward_channels_cuda(const Params& p, const void* input, void* output,
+                                                void* argmax);
+CONVNORM_CUDA_KERNEL void forward_direct_cuda(const Params& p, const void* input, void* output, void* argmax);
+CONVNORM_CUDA_KERNEL void backward_channels_cuda(const Params& p, const void* grad_output, const void* argmax,
+                                                 void* grad_input);
+CONVNORM_CUDA_KERNEL void backward_direct_cuda(const Params& p, const void* grad_output, const void* argmax,
+                                               void* grad_input);
+CONVNORM_CUDA_KERNEL void gather_cuda(const Params& p, const void* x, const void* argmax, void* values);
 
 }  // namespace convnorm::max_pool

@@ -2,6 +2,7 @@
 #include "ops/max_pool/max_pool.h"
 
 #include "common/registry.h"
+#include "ops/max_pool/cuda/max_pool_rows.h"
 
 namespace convnorm::max_pool {
 namespace {
@@ -143,6 +144,7 @@ const char* refuse_scatter(const Params& p) {
 
 using Forward = Kernel<ForwardFn>;
 using Backward = Kernel<BackwardFn>;
+using Gather = Kernel<GatherFn>;
 
 constexpr const char* kChannels = "vectors over channels, best value and position in registers";
 constexpr const char* kPlanes = "one window, vectors along the plane";
@@ -176,6 +178,8 @@ std::span<const Forward> forward_kernels() {
       {"max_pool_pairs_generic", kPairs, Isa::generic, refuse_forward_pairs, kernels_generic.forward_pairs},
       {"max_pool_rows_generic", kRows, Isa::generic, refuse_rows, kernels_generic.forward_rows},
       {"max_pool_direct", "plain loops", Isa::generic, nullptr, forward_direct},
+      cuda_row("max_pool_channels_cuda", kCudaChannels, refuse_channels_cuda, forward_channels_cuda),
+      cuda_row("max_pool_direct_cuda", kCudaDirect, refuse_cuda, forward_direct_cuda),
   };
   return rows;
 }
@@ -216,11 +220,23 @@ std::span<const Backward> backward_kernels() {
       {"max_pool_backward_scatter", "adds each gradient where its tap was, plane by plane", Isa::generic,
        refuse_scatter, backward_scatter},
       {"max_pool_backward_direct", "plain loops", Isa::generic, nullptr, backward_direct},
+      cuda_row("max_pool_backward_channels_cuda", kCudaChannels, refuse_channels_cuda,
+               backward_channels_cuda),
+      cuda_row("max_pool_backward_direct_cuda", kCudaDirect, refuse_cuda, backward_direct_cuda),
+  };
+  return rows;
+}
+
+std::span<const Gather> gather_kernels() {
+  static const Gather rows[] = {
+      {"max_pool_gather", "plain loops", Isa::generic, nullptr, gather},
+      cuda_row("max_pool_gather_cuda", kCudaDirect, refuse_cuda, gather_cuda),
   };
   return rows;
 }
 
 namespace {
+const Register<Gather> register_gather("max_pool_gather", gather_kernels());
 const Register<Forward> register_forward("max_pool_forward", forward_kernels());
 const Register<Backward> register_backward("max_pool_backward", backward_kernels());
 }  // namespace
