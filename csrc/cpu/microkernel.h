@@ -94,6 +94,28 @@ inline void accumulate(vec<C> (&acc)[MR][NV], std::int64_t depth, const C* const
   }
 }
 
+// The same with element (m, k) of a at a[m * lda + k]: a pointer for every fourth row, the others by its
+// index, so that all fit in registers.
+template <class C, int MR, int NV>
+inline void accumulate_strided(vec<C> (&acc)[MR][NV], std::int64_t depth, const C* a, std::int64_t lda,
+                               const C* b, std::int64_t ldb) {
+  constexpr int kFourths = (MR + 3) / 4;
+  const C* fourth[kFourths];
+  for (int i = 0; i < kFourths; ++i) fourth[i] = a + 4 * i * lda;
+  const std::int64_t thrice = 3 * lda;
+#pragma GCC unroll 4
+  for (std::int64_t k = 0; k < depth; ++k) {
+    vec<C> col[NV];
+    for (int v = 0; v < NV; ++v) col[v] = load(b + v * kLanes<C>);
+    for (int m = 0; m < MR; ++m) {
+      const C* row = fourth[m / 4] + k;
+      const vec<C> x = splat<C>(m % 4 == 3 ? row[thrice] : row[m % 4 * lda]);
+      for (int v = 0; v < NV; ++v) acc[m][v] += x * col[v];
+    }
+    b += ldb;
+  }
+}
+
 // The same with element (m, k) of a at a[k * kRows + m].
 template <class C, int MR, int NV>
 inline void accumulate(vec<C> (&acc)[MR][NV], std::int64_t depth, const C* a, const C* b, std::int64_t ldb) {
@@ -181,9 +203,7 @@ template <class C, int MR, int NV, Form kForm>
     } else if constexpr (kForm == Form::windowed) {
       accumulate(acc, n, tile_a + k * kRows, b, t.b_rows + k);
     } else {
-      const C* a[MR];
-      for (int m = 0; m < MR; ++m) a[m] = tile_a + m * t.lda + k;
-      accumulate(acc, n, a, b, ldb);
+      accumulate_strided(acc, n, tile_a + k, t.lda, b, ldb);
     }
     fold(acc, c, c_rows, start, bias);
     k += n;
@@ -207,15 +227,14 @@ template <class C, int MR, int NV, Form kForm>
       vec<C> acc[MR][NV];
       clear<C>(acc);
       for (std::int64_t j = r; j < end; ++j) {
-        const C* a[MR];
         if constexpr (kForm == Form::strided) {
-          const C* first = tile_a + t.a_runs[j] + i;
-          for (int m = 0; m < MR; ++m) a[m] = first + m * t.lda;
-        } else {
-          const C* const* rows = table + j * kRows;
-          if (!rows[0]) continue;  // padding for every row
-          for (int m = 0; m < MR; ++m) a[m] = rows[m] + skip + i;
+          accumulate_strided(acc, n, tile_a + t.a_runs[j] + i, t.lda, b + (j * run + i) * ldb, ldb);
+          continue;
         }
+        const C* const* rows = table + j * kRows;
+        if (!rows[0]) continue;  // padding for every row
+        const C* a[MR];
+        for (int m = 0; m < MR; ++m) a[m] = rows[m] + skip + i;
         if constexpr (kForm == Form::paired)
           accumulate(acc, n, a, t.a_pair, b + (j * run + i) * ldb, t.b_pair, ldb);
         else
