@@ -75,7 +75,9 @@ struct TileBlock {
   const std::int64_t* c_rows;  // row m of tile row i starts at c + c_rows[i * MR + m]
   std::int64_t c_step;         // from one tile's columns to the next's
   Start start;
-  const C* bias;  // row_bias: a value per row; col_bias: one per column
+  const C* bias;      // row_bias: a value per row; col_bias: one per column
+  const C* residual;  // of complete sums: laid out as c, added to it; or null
+  bool relu;          // then c = max(0, c)
 };
 
 // acc += a * b over `depth` steps; element (m, k) of a is at a[m][k].
@@ -164,9 +166,23 @@ inline void accumulate(vec<C> (&acc)[MR][2], std::int64_t depth, const C* const 
   }
 }
 
-// The end of a chain: c = acc + what the chain is added to.
+// What is done with complete sums while they are in registers.
 template <class C, int MR, int NV>
-inline void fold(vec<C> (&acc)[MR][NV], C* c, const std::int64_t* c_rows, Start start, const C* bias) {
+inline void finish(vec<C> (&acc)[MR][NV], const TileBlock<C>& t, const C* c, const std::int64_t* c_rows) {
+  if (t.residual) {
+    const C* residual = t.residual + (c - t.c);
+    for (int m = 0; m < MR; ++m)
+      for (int v = 0; v < NV; ++v) acc[m][v] += load(residual + c_rows[m] + v * kLanes<C>);
+  }
+  if (!t.relu) return;
+  for (int m = 0; m < MR; ++m)
+    for (int v = 0; v < NV; ++v) acc[m][v] = relu(acc[m][v]);
+}
+
+// The end of a chain: c = acc + what the chain is added to. The last one completes the sum.
+template <class C, int MR, int NV>
+inline void fold(vec<C> (&acc)[MR][NV], const TileBlock<C>& t, C* c, const std::int64_t* c_rows, Start start,
+                 const C* bias, bool last) {
   constexpr int L = kLanes<C>;
   if (start == Start::add_to_c) {
     for (int m = 0; m < MR; ++m)
@@ -178,6 +194,7 @@ inline void fold(vec<C> (&acc)[MR][NV], C* c, const std::int64_t* c_rows, Start 
     for (int m = 0; m < MR; ++m)
       for (int v = 0; v < NV; ++v) acc[m][v] += load(bias + v * L);
   }
+  if (last) finish(acc, t, c, c_rows);
   for (int m = 0; m < MR; ++m)
     for (int v = 0; v < NV; ++v) store(c + c_rows[m] + v * L, acc[m][v]);
 }
@@ -205,9 +222,10 @@ template <class C, int MR, int NV, Form kForm>
     } else {
       accumulate_strided(acc, n, tile_a + k, t.lda, b, ldb);
     }
-    fold(acc, c, c_rows, start, bias);
     k += n;
-    if (k >= t.depth) return;
+    const bool last = k >= t.depth;
+    fold(acc, t, c, c_rows, start, bias, last);
+    if (last) return;
     if constexpr (kForm != Form::windowed) b += n * ldb;
     start = Start::add_to_c;
   }
@@ -240,7 +258,7 @@ template <class C, int MR, int NV, Form kForm>
         else
           accumulate(acc, n, a, b + (j * run + i) * ldb, ldb);
       }
-      fold(acc, c, c_rows, start, bias);
+      fold(acc, t, c, c_rows, start, bias, end == runs && i + n >= run);
       start = Start::add_to_c;
     }
     r += joined;

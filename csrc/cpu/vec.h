@@ -191,6 +191,11 @@ inline V vmin(V a, V b) {
   return a < b ? a : b;
 }
 
+template <class V>
+inline V relu(V x) {
+  return vmax(V{}, x);  // in this order NaN stays NaN
+}
+
 // Exchanges the upper `half` lanes of every 2*half of a with the lower ones of b. The masks are constants by
 // construction: computed in a loop they would cost more than the exchange.
 template <class C, int half, int... l>

@@ -143,6 +143,11 @@ void check_kernels(DType dtype, int trials, bool depthwise = false) {
       p.output.data = output.data();
       p.weight.data = weight.data();
       p.bias = pass == Pass::by_input || random(0, 1) ? nullptr : bias.data();
+      const std::vector<T> residual = integers<T>(random, count(p.output));
+      if (pass == Pass::forward) {
+        p.residual = random(0, 1) ? residual.data() : nullptr;
+        p.relu = random(0, 1);
+      }
       std::vector<T>& written = pass == Pass::forward ? output : pass == Pass::by_input ? input : weight;
 
       std::vector<T> want(written.size(), T(0)), want_bias = bias;
@@ -165,6 +170,10 @@ void check_kernels(DType dtype, int trials, bool depthwise = false) {
               if (pass == Pass::by_weight) want_bias[k] += output[at];
             }
         }
+      for (std::size_t i = 0; i < want.size(); ++i) {
+        if (p.residual) want[i] += residual[i];
+        if (p.relu) want[i] = std::max(want[i], T(0));
+      }
       for (const Kernel& kernel : kernels(pass)) {
         if (kernel.device != DeviceKind::cpu || kernel.isa > supported_isa() ||
             (kernel.refuse && kernel.refuse(p)))
@@ -239,11 +248,20 @@ void check_winograd(int trials) {
       p.output.data = output.data();
       p.weight.data = weight.data();
       std::vector<float>& written = pass == Pass::forward ? output : input;
+      const std::vector<float> residual = fractions(random, count(p.output));
+      if (pass == Pass::forward) {
+        p.residual = random(0, 1) ? residual.data() : nullptr;
+        p.relu = random(0, 1);
+      }
       std::vector<double> want(written.size(), 0.0);
       each_product(p, [&](std::int64_t o, std::int64_t i, std::int64_t w) {
         if (pass == Pass::forward) want[o] += double(input[i]) * weight[w];
         if (pass == Pass::by_input) want[i] += double(output[o]) * weight[w];
       });
+      for (std::size_t i = 0; i < want.size(); ++i) {
+        if (p.residual) want[i] += residual[i];
+        if (p.relu) want[i] = std::max(want[i], 0.0);
+      }
       const double channels = static_cast<double>(pass == Pass::forward ? p.input.c : p.output.c);
       const double bound =
           (64 + channels / 2) * 0x1p-23 * channels;  // |x| <= 1, |w| <= 1; convnorm.backends has 9 times it

@@ -23,8 +23,7 @@ Args check_args(const char* op, std::int64_t dim, const Ints& kernel, const Ints
         " dimensions, must have 3, 4 or 5 (k, c / groups, spatial)");
   const int n = static_cast<int>(dim) - 2;
   const auto same_length = [&](const char* name, const Ints& v, int want) {
-    check(static_cast<int>(v.size()) == want, op, ": ", name, " ", Shape{v}, " must have ", want,
-          " values");
+    check(static_cast<int>(v.size()) == want, op, ": ", name, " ", Shape{v}, " must have ", want, " values");
   };
   same_length("stride", stride, n);
   same_length("padding (low sides, then high sides)", padding, 2 * n);
@@ -119,9 +118,22 @@ Layout pick(const Tensor& a, const Tensor& b) {
   return last ? Layout::channels_last : Layout::contiguous;
 }
 
-Tensor forward(const Tensor& input, const Tensor& weight, OptTensor bias, Ints stride, Ints padding,
-               Ints dilation, std::int64_t groups) {
-  const char* op = "conv_forward";
+// The residual in the layout of the output: itself where it has that, else a copy.
+Tensor laid_out(const char* op, const Tensor& input, const Tensor& residual, const Tensor& output) {
+  check_pair(op, "input", input, "residual", residual);
+  check_size(op, "residual", residual, sizes_of(output));
+  const View r = view(residual), o = view(output);
+  bool same = true;
+  for (int i = 0; i < o.dim; ++i) same = same && (o.sizes[i] < 2 || r.strides[i] == o.strides[i]);
+  if (same) return residual;
+  Tensor copy = empty(output, sizes_of(output), suggested_layout(output));
+  return torch::stable::copy_(copy, residual);
+}
+
+// act(convolution + residual), for both ops: kernels are those of conv_forward.
+Tensor run_forward(const char* op, const Tensor& input, const Tensor& weight, const OptTensor& bias,
+                   const OptTensor& residual, const Ints& stride, const Ints& padding, const Ints& dilation,
+                   std::int64_t groups, bool relu) {
   const Ints weight_size = sizes_of(weight);
   const Args a = check_args(op, weight.dim(), kernel_of(weight_size), stride, padding, dilation, groups);
   const Ints out_size = check_shapes(a, sizes_of(input), weight_size);
@@ -134,11 +146,26 @@ Tensor forward(const Tensor& input, const Tensor& weight, OptTensor bias, Ints s
     contiguous_bias = torch::stable::contiguous(*bias);
   }
   Tensor output = empty(input, out_size, pick(input, weight));
+  OptTensor added;
+  if (residual) added = laid_out(op, input, *residual, output);
   if (output.numel() == 0) return output;
   Params p = make_params(Pass::forward, a, dtype, input, weight, output);
   p.bias = bias ? contiguous_bias.data_ptr() : nullptr;
-  run(op, p);
+  p.residual = added ? added->data_ptr() : nullptr;
+  p.relu = relu;
+  run("conv_forward", p);
   return output;
+}
+
+Tensor forward(const Tensor& input, const Tensor& weight, OptTensor bias, Ints stride, Ints padding,
+               Ints dilation, std::int64_t groups) {
+  return run_forward("conv_forward", input, weight, bias, std::nullopt, stride, padding, dilation, groups,
+                     false);
+}
+
+Tensor conv_act(const Tensor& input, const Tensor& weight, OptTensor bias, OptTensor residual, Ints stride,
+                Ints padding, Ints dilation, std::int64_t groups, bool relu) {
+  return run_forward("conv_act", input, weight, bias, residual, stride, padding, dilation, groups, relu);
 }
 
 Tensor by_input(const Tensor& grad_output, const Tensor& weight, Ints input_size, Ints stride, Ints padding,
@@ -180,6 +207,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(convnorm, m) {
       "dilation, "
       "int groups) -> Tensor");
   m.def(
+      "conv_act(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, int[] stride, SymInt[] padding, "
+      "int[] dilation, int groups, bool relu) -> Tensor");
+  m.def(
       "conv_by_input(Tensor grad_output, Tensor weight, SymInt[] input_size, int[] stride, SymInt[] padding, "
       "int[] dilation, int groups) -> Tensor");
   m.def(
@@ -190,6 +220,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(convnorm, m) {
 
 CONVNORM_LIBRARY_IMPL(m) {
   m.impl("conv_forward", TORCH_BOX(&convnorm::conv::forward));
+  m.impl("conv_act", TORCH_BOX(&convnorm::conv::conv_act));
   m.impl("conv_by_input", TORCH_BOX(&convnorm::conv::by_input));
   m.impl("conv_by_weight", TORCH_BOX(&convnorm::conv::by_weight));
 }

@@ -2,6 +2,7 @@
 // to d, h, w.
 //
 //   forward     out[n,k,o] = bias[k] + sum over c, r of w[k,c,r] * in[n, c, o*stride + r*dil - pad]
+//               or, where asked for, act(out + residual), act = relu or nothing
 //   by input    gin[n,c,i] = sum over k, r with o*stride + r*dil - pad == i of w[k,c,r] * gout[n,k,o]
 //   by weight   gw[k,c,r]  = sum over n, o of gout[n,k,o] * in[n, c, o*stride + r*dil - pad],  gbias[k] = sum
 //   of gout[n,k,o]
@@ -40,6 +41,8 @@ struct Params {
   void* bias = nullptr;  // forward: (k) or null. by_weight: grad_bias (k) or null
   Window window;
   std::int64_t groups = 1;
+  const void* residual = nullptr;  // forward: laid out as output; or null
+  bool relu = false;               // forward
   Device device;
   void* workspace = nullptr;
 };
@@ -68,7 +71,8 @@ struct Axis {
   std::int64_t weight_step;  // elements between the weights of consecutive taps
 };
 
-// dst[n, g, o, p] = bias[o] + sum over r, t of weight[g, o, r, t] * src[n, g, r, p @ t]
+// dst[n, g, o, p] = act(bias[o] + residual[n, g, o, p] + sum over r, t of weight[g, o, r, t] * src[n, g, r, p
+// @ t])
 struct Dense {
   DType dtype;
   Axis axis[kSpatial];
@@ -81,7 +85,15 @@ struct Dense {
   void* weight;  // by weight: written
   std::int64_t weight_group, weight_out, weight_red;
   void* bias;
+  const void* residual;  // laid out as dst, or null
+  bool relu;
 };
+
+// The residual of the elements from `to`, which is a pointer into dst; null if there is none.
+template <class D>
+const D* residual_at(const Dense& d, const D* to) {
+  return d.residual ? static_cast<const D*>(d.residual) + (to - static_cast<const D*>(d.dst)) : nullptr;
+}
 
 // Forward as one Dense problem; by input as one per residue of the stride; both geometry only, tested by
 // brute force.

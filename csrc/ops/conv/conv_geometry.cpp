@@ -56,6 +56,8 @@ Dense dense(const Params& p, const View5& from, const View5& to, std::int64_t we
 Dense forward_problem(const Params& p) {
   Dense d = dense(p, p.input, p.output, p.weight.stride_k, p.weight.stride_c);
   d.bias = p.bias;
+  d.residual = p.residual;
+  d.relu = p.relu;
   for (int s = 0; s < kSpatial; ++s)
     d.axis[s] = {p.output.size[s],  p.output.stride[s], p.input.size[s],
                  p.input.stride[s], p.window.stride[s], p.window.kernel[s],

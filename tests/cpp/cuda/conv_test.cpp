@@ -65,6 +65,11 @@ void check(Random& random, Params p) {
                integers<T>(random, weight_count(p)), integers<T>(random, p.output.c)};
   p.device.kind = DeviceKind::cuda;
   const bool with_bias = p.pass != Pass::by_input && random(0, 1);
+  const std::vector<T> residual = integers<T>(random, count(p.output));
+  if (p.pass == Pass::forward) {
+    p.residual = random(0, 1) ? residual.data() : nullptr;
+    p.relu = random(0, 1);
+  }
   const auto reference = p.pass == Pass::forward    ? im2col_forward
                          : p.pass == Pass::by_input ? im2col_by_input
                                                     : im2col_by_weight;

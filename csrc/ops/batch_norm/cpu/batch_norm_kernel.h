@@ -40,11 +40,6 @@ inline bool worth_streaming(const NormView& x, int operands) {
   return operands * x.values() * x.channels * static_cast<std::int64_t>(sizeof(T)) >= 2 * kStreamBytes;
 }
 
-template <class V>
-inline V relu(V y) {
-  return vmax(V{}, y);  // in this order NaN stays NaN
-}
-
 enum class Mask { none, from_x, from_out };
 
 inline Mask mask_of(const Backward& p) {

@@ -25,6 +25,8 @@ struct ChannelTile {
   const C* weight;     // a vector per tap
   std::int64_t taps;
   const D* bias;
+  const D* residual;  // as dst, or null
+  bool relu;
   D* dst;
   std::int64_t dst_pitch, outputs, channels;
 };
@@ -42,6 +44,8 @@ void channel_tile(const ChannelTile<C, D>& t) {
     for (int r = 0; r < kOut; ++r) acc[r] = bias;
     slide<K, S, kEdges, C>(acc, t.line, t.lines, t.source + c, t.pitch,
                            [=](std::int64_t tap) { return load(weight + tap * L); });
+    if (t.residual) add_rows<C>(acc, t.residual + c, dst_pitch, outputs);
+    if (t.relu) clip<C>(acc);
     D* to = t.dst + c;
     for (int r = 0; r < kOut; ++r, to += dst_pitch) {
       if (r >= outputs) break;
@@ -108,6 +112,7 @@ void run_channel_row(const Phase<C>& p, std::int64_t n, std::int64_t od, std::in
   t.taps = p.lines * p.k;
   t.weight = p.weight;
   t.bias = static_cast<const D*>(d.bias);
+  t.relu = d.relu;
   t.dst_pitch = w.out_stride;
   t.outputs = imin(kOut, w.out);
   t.channels = d.groups;
@@ -115,6 +120,7 @@ void run_channel_row(const Phase<C>& p, std::int64_t n, std::int64_t od, std::in
     const std::int64_t o = imax(0, imin(i, w.out - kOut)), x = o * w.step + w.offset;
     t.source = source + x * w.source_stride;
     t.dst = dst + o * w.out_stride;
+    t.residual = residual_at(d, t.dst);
     run_channel_tile(line_kernel(p.k, w.step), mark_edges(w, p.k, x, line, t.lines), t);
   }
 }

@@ -30,10 +30,30 @@ struct PlaneTile {
   std::int64_t pitch;  // from one source vector of a line to the next
   const C* weight;
   C bias;
+  const D* residual;  // as dst, or null
+  bool relu;
   D* dst;
   std::int64_t dst_pitch, outputs, columns;
   const D* end;  // narrow rows: up to where vectors may be stored
 };
+
+template <class C, class D>
+[[gnu::noinline]] vec<C> load_narrow(const D* row, std::int64_t columns) {
+  return load_n(row, columns);
+}
+
+// acc[r] += row r of the residual from column `at` on; of narrow rows, as far as they may be stored.
+template <class C, class D>
+inline void add_residual(const PlaneTile<C, D>& t, std::int64_t at, vec<C> (&acc)[kOut]) {
+  constexpr int L = kLanes<C>;
+  const D* from = t.residual + at;
+  if (t.columns >= L) return add_rows<C>(acc, from, t.dst_pitch, t.outputs);
+  const D* to = t.dst + at;
+  for (int r = 0; r < kOut; ++r, from += t.dst_pitch, to += t.dst_pitch) {
+    if (r >= t.outputs) break;
+    acc[r] += to + L <= t.end ? load(from) : load_narrow<C>(from, t.columns);
+  }
+}
 
 // Outputs are rows; the last vector of columns overlaps the one before it.
 template <int K, int S, class C, class D>
@@ -49,6 +69,8 @@ void plane_tile(const PlaneTile<C, D>& t) {
     for (int r = 0; r < kOut; ++r) acc[r] = bias;
     slide<K, S, false, C>(acc, t.line, t.lines, t.source + at, t.pitch,
                           [=](std::int64_t i) { return splat<C>(weight[i]); });
+    if (t.residual) add_residual(t, at, acc);
+    if (t.relu) clip<C>(acc);
     D* to = t.dst + at;
     for (int r = 0; r < kOut; ++r, to += dst_pitch) {
       if (r >= outputs) break;
@@ -121,6 +143,7 @@ template <class C, class To>
 void run_along(PlaneTile<C, To> t, std::int64_t columns) {
   constexpr std::int64_t L = kLanes<C>;
   const C* source = t.source;
+  const To* residual = t.residual;
   To* dst = t.dst;
   t.pitch = t.dst_pitch = L;
   for (std::int64_t x = 0; x < columns; x += t.outputs * L) {
@@ -128,6 +151,7 @@ void run_along(PlaneTile<C, To> t, std::int64_t columns) {
     t.outputs = imax(1, imin(kOut, (columns - x) / L));
     t.columns = imin(L, columns);
     t.source = source + at;
+    t.residual = residual ? residual + at : nullptr;
     t.dst = dst + at;
     run_plane_tile(0, t);
   }
@@ -152,9 +176,25 @@ void run_plane_rows(const PlaneJob<C>& job, const Phase<C>& p, std::int64_t y, s
   t.columns = columns;
   t.pitch = p.k == 1 ? step : pitch;
   t.source = job.packed + y * step;
+  t.residual = plan.staged ? nullptr : residual_at(d, dst);
+  t.relu = !plan.staged && d.relu;
   t.dst = dst;
   if (!plan.along) return run_plane_tile(line_kernel(p.k, p.d.axis[1].step), t);
-  for (std::int64_t r = 0; r < rows; ++r, t.source += step, t.dst += dst_pitch) run_along(t, columns);
+  for (std::int64_t r = 0; r < rows; ++r, t.source += step, t.dst += dst_pitch) {
+    if (r > 0 && t.residual) t.residual += dst_pitch;
+    run_along(t, columns);
+  }
+}
+
+// A row of the stage, plus the residual of the elements that it goes to, then ReLU: of forward, which has one
+// phase.
+template <class D, class C>
+void finish_row(const Dense& d, C* row, std::int64_t n, const D* dst, std::int64_t stride) {
+  const D* residual = residual_at(d, dst);
+  for (std::int64_t i = 0; i < n; ++i) {
+    if (residual) row[i] += load1(residual + i * stride);
+    if (d.relu && row[i] < 0) row[i] = 0;
+  }
 }
 
 // Rows [y, y + rows) of the strip, through the stage.
@@ -173,7 +213,9 @@ void run_staged_rows(const PlaneJob<C>& job, std::int64_t y, std::int64_t rows, 
   }
   C* row = job.stage + phases.count * kOut * pitch;
   for (std::int64_t r = 0; r < rows; ++r, dst += phases.d.axis[1].out_stride) {
-    const C* stage = job.stage + r * pitch;
+    C* stage = job.stage + r * pitch;
+    if (phases.d.residual || phases.d.relu)
+      finish_row(phases.d, stage, columns(0), dst, phases.d.axis[2].out_stride);
     if (phases.count == 2 && plan.unit == 1) {
       write_phases(stage, stage + kOut * pitch, columns(0) + columns(1), row, dst);
       continue;

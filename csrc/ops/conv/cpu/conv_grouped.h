@@ -30,6 +30,8 @@ struct PixelTile {
   const C *x, *w, *bias;       // bias: a vector, or null
   std::int64_t step;           // from pixel to pixel of x
   std::int64_t channels, filters;
+  const void* residual;  // of the first result, or null
+  bool relu;
 };
 
 template <class C, int kPixels>
@@ -61,6 +63,10 @@ void pixel_tile(const PixelTile<C>& t, D* to, std::int64_t to_step) {
       add_tap<C, kPixels>(acc, t.x + t.taps[i].x, t.w + t.taps[i].w, t.step, t.channels, t.filters);
     for (int m = 0; m < kPixels; ++m) total[m] += acc[m];
   }
+  if (t.residual)
+    for (int m = 0; m < kPixels; ++m) total[m] += load(static_cast<const D*>(t.residual) + m * to_step);
+  if (t.relu)
+    for (int m = 0; m < kPixels; ++m) total[m] = relu(total[m]);
   for (int m = 0; m < kPixels; ++m) store(to + m * to_step, total[m]);
 }
 
@@ -146,6 +152,7 @@ void run_grouped_band(const Dense& d, const GroupedRows<C>& plan, const GroupedW
   tile.step = w.step * d.red_c;
   tile.channels = d.red_c;
   tile.filters = d.out_c;
+  tile.relu = d.relu;
   for (std::int64_t r = 0; r < rows; ++r) {
     tile.count = list_taps(d, plan, out_d, h0, r, work.taps);
     for (std::int64_t k = 0; k < d.out_c; k += kLanes<C>) {
@@ -155,6 +162,7 @@ void run_grouped_band(const Dense& d, const GroupedRows<C>& plan, const GroupedW
       for (std::int64_t i = 0; i < plan.tiles; ++i) {
         const std::int64_t first = w.out * i / plan.tiles, pixels = w.out * (i + 1) / plan.tiles - first;
         tile.x = work.x + first * tile.step;
+        tile.residual = residual_at(d, to + first * w.out_stride);
         kPixelTiles<C, D>.fn[pixels](tile, to + first * w.out_stride, w.out_stride);
       }
     }

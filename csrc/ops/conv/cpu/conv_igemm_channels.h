@@ -73,14 +73,14 @@ void channels_across(const Task<C>& t, const Block& b, const C* weights, bool fi
     tiles.columns = direct && full > 1 && t.plan->weights_in_l2(b) ? full : 1;
     tiles.b = weights + i * kCols<C> * b.depth();
     if (bias) tiles.bias = bias + t.group * t.plan->bias_row(d.out_c) + k0;
-    tiles.c = direct ? reinterpret_cast<C*>(dst) : buffer;
+    direct ? write_direct(d, tiles, dst, last) : write_buffered(tiles, buffer);
     const std::int64_t vectors = kForm == Form::paired ? 2 : ceil_div(lanes, kLanes<C>);
     const std::int64_t* rows = direct ? t.work.offsets : t.work.lines;
     if constexpr (kForm == Form::strided)
       run_window_rows<C>(t, tiles, rows, vectors);
     else
       run_pixel_rows<C, kForm>(t, tiles, rows, vectors);
-    if (last && !direct) flush(buffer, dst, t.work.offsets, t.pixels, nullptr, lanes);
+    if (last && !direct) flush(d, buffer, dst, t.work.offsets, t.pixels, nullptr, lanes);
     i += tiles.columns;
     buffer += tiles.columns * t.pixels * kCols<C>;
   }

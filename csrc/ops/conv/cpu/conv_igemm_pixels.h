@@ -69,15 +69,15 @@ void pixel_columns(const Task<C>& t, TileBlock<C> tiles, std::int64_t x, std::in
   const std::int64_t vectors = ceil_div(imin(n, kCols<C>), kLanes<C>);
   if (!buffer) {
     tiles.columns = ceil_div(n, kCols<C>);
-    tiles.c = reinterpret_cast<C*>(dst);
+    write_direct(d, tiles, dst, last);
     return run_channel_rows<C, kForm>(t, tiles, t.work.channels, vectors);
   }
-  tiles.c = buffer;
+  write_buffered(tiles, buffer);
   run_channel_rows<C, kForm>(t, tiles, t.work.lines, vectors);
   if (!last) return;
   std::int64_t relative[kCols<C>];
   for (std::int64_t i = 0; i < n; ++i) relative[i] = offsets[i] - offsets[0];
-  flush(tiles.c, dst, t.work.channels, channels, consecutive(offsets, n) ? nullptr : relative, n);
+  flush(d, tiles.c, dst, t.work.channels, channels, consecutive(offsets, n) ? nullptr : relative, n);
 }
 
 // Packs the patches of the pixels [x, end) of the task.

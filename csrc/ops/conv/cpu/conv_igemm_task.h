@@ -48,11 +48,46 @@ std::int64_t odd_lines(std::int64_t n) {
   return (ceil_div(round_up_line<C>(n), line) | 1) * line;
 }
 
+// c becomes dst, and a sum that is complete is finished on the way.
+template <class C, class D>
+void write_direct(const Dense& d, TileBlock<C>& tiles, D* dst, bool last) {
+  tiles.c = reinterpret_cast<C*>(dst);
+  tiles.residual = last ? reinterpret_cast<const C*>(residual_at(d, dst)) : nullptr;
+  tiles.relu = last && d.relu;
+}
+
+template <class C>
+void write_buffered(TileBlock<C>& tiles, C* buffer) {
+  tiles.c = buffer;
+  tiles.residual = nullptr;
+  tiles.relu = false;
+}
+
+// Adds the residual of the elements of dst to a column of buffered tiles, and clips it.
+template <class C, class D>
+[[gnu::noinline]] void finish_buffer(C* buffer, const D* residual, bool clip, const std::int64_t* rows,
+                                     std::int64_t row_count, const std::int64_t* columns,
+                                     std::int64_t column_count) {
+  constexpr std::int64_t L = kLanes<C>;
+  for (std::int64_t m = 0; m < row_count; ++m, buffer += kCols<C>)
+    for (std::int64_t n = 0; n < column_count; n += L) {
+      vec<C> x = load(buffer + n);
+      const std::int64_t lanes = imin(L, column_count - n);
+      if (residual && columns)
+        for (std::int64_t i = 0; i < lanes; ++i) x[i] += load1(residual + rows[m] + columns[n + i]);
+      else if (residual)
+        x += lanes == L ? load(residual + rows[m] + n) : load_n(residual + rows[m] + n, lanes);
+      store(buffer + n, clip ? relu(x) : x);
+    }
+}
+
 // Writes a column of buffered tiles: row m, column n goes to dst + rows[m] + columns[n], or to consecutive
 // columns if that is null.
 template <class C, class D>
-void flush(const C* buffer, D* dst, const std::int64_t* rows, std::int64_t row_count,
+void flush(const Dense& d, C* buffer, D* dst, const std::int64_t* rows, std::int64_t row_count,
            const std::int64_t* columns, std::int64_t column_count) {
+  if (d.residual || d.relu)
+    finish_buffer(buffer, residual_at(d, dst), d.relu, rows, row_count, columns, column_count);
   for (std::int64_t m = 0; m < row_count; ++m, buffer += kCols<C>) {
     D* to = dst + rows[m];
     if (columns) {

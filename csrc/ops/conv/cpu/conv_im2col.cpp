@@ -3,7 +3,7 @@
 // col2im, which adds each row back to the place its patch came from.
 //
 //   cols[o][r] = in[c, o*stride + tap*dil - pad]        r = (c, tap), zero outside the image
-//   forward     out[k][o]  = sum over r of w[k][r] * cols[o][r] + bias[k]
+//   forward     out[k][o]  = act(sum over r of w[k][r] * cols[o][r] + bias[k] + residual[k][o])
 //   by input    cols[o][r] = sum over k of w[k][r] * gout[k][o];  gin = col2im(cols)
 //   by weight   gw[k][r]   = sum over o of gout[k][o] * cols[o][r]
 //
@@ -92,7 +92,10 @@ void forward(const Slice<T>& s) {
     for (std::int64_t o = 0; o < s.pixels; ++o) {
       double sum = s.p.bias ? load1(static_cast<const T*>(s.p.bias) + s.g * s.filters + k) : 0.0;
       for (std::int64_t r = 0; r < s.rows(); ++r) sum += load1(s.weight(k, r)) * cols[o * s.rows() + r];
-      put(s.output(k, o), sum);
+      T* to = s.output(k, o);
+      if (s.p.residual)
+        sum += load1(static_cast<const T*>(s.p.residual) + (to - static_cast<const T*>(s.p.output.data)));
+      put(to, s.p.relu && sum < 0 ? 0.0 : sum);
     }
 }
 

@@ -158,9 +158,28 @@ inline void input_run(const Dense& d, const Grid& g, const TileRun& run, std::in
 // --- out
 // ------------------------------------------------------------------------------------------------------------
 
+// What is added to outputs before they are written, laid out as they are, and whether they are clipped then.
+struct Finish {
+  const float* residual;  // or null
+  bool clip;
+  Finish from(std::int64_t offset) const { return {residual ? residual + offset : nullptr, clip}; }
+  F operator()(F x, std::int64_t at) const {
+    if (residual) x += load(residual + at);
+    return clip ? relu(x) : x;
+  }
+  F operator()(F x, std::int64_t at, std::int64_t lanes) const {
+    if (residual) x += load_n(residual + at, lanes);
+    return clip ? relu(x) : x;
+  }
+  float operator()(float x, std::int64_t at) const {
+    if (residual) x += residual[at];
+    return clip && x < 0 ? 0 : x;
+  }
+};
+
 // The reverse of turn_in: n pixels of src[x][lane] to dst[channel * stride + x * step].
 inline void turn_out(const float* src, std::int64_t lanes, std::int64_t n, float* dst, std::int64_t stride,
-                     std::int64_t step) {
+                     std::int64_t step, const Finish& finish) {
   if (step == 1 && n >= kL) {
     for (std::int64_t x = 0; x < n; x += kL) {
       const std::int64_t at = imin(x, n - kL);
@@ -168,26 +187,32 @@ inline void turn_out(const float* src, std::int64_t lanes, std::int64_t n, float
       for (int i = 0; i < kL; ++i) square[i] = load(src + (at + i) * kL);
       transpose<float>(square);
       for (int c = 0; c < kL; ++c)
-        if (c < lanes) store(dst + c * stride + at, square[c]);
+        if (c < lanes) store(dst + c * stride + at, finish(square[c], c * stride + at));
     }
     return;
   }
   for (std::int64_t c = 0; c < lanes; ++c)
-    for (std::int64_t x = 0; x < n; ++x) dst[c * stride + x * step] = src[x * kL + c];
+    for (std::int64_t x = 0; x < n; ++x)
+      dst[c * stride + x * step] = finish(src[x * kL + c], c * stride + x * step);
 }
 
 // Stores the part of a tile that is inside the image.
 inline void store_tile(const F (&out)[kTile][kTile], std::int64_t rows, std::int64_t columns,
-                       std::int64_t lanes, float* dst, std::int64_t row_stride, std::int64_t column_stride) {
+                       std::int64_t lanes, float* dst, std::int64_t row_stride, std::int64_t column_stride,
+                       const Finish& finish) {
   if (lanes >= kL && rows >= kTile && columns >= kTile) {
     for (int i = 0; i < kTile; ++i)
-      for (int j = 0; j < kTile; ++j) store(dst + i * row_stride + j * column_stride, out[i][j]);
+      for (int j = 0; j < kTile; ++j) {
+        const std::int64_t at = i * row_stride + j * column_stride;
+        store(dst + at, finish(out[i][j], at));
+      }
     return;
   }
   for (std::int64_t i = 0; i < imin(rows, kTile); ++i)
     for (std::int64_t j = 0; j < imin(columns, kTile); ++j) {
-      float* at = dst + i * row_stride + j * column_stride;
-      lanes >= kL ? store(at, out[i][j]) : store_n(at, out[i][j], lanes);
+      const std::int64_t at = i * row_stride + j * column_stride;
+      lanes >= kL ? store(dst + at, finish(out[i][j], at))
+                  : store_n(dst + at, finish(out[i][j], at, lanes), lanes);
     }
 }
 
@@ -197,13 +222,14 @@ inline void prefetch_products(const float* m, std::int64_t plane) {
 }
 
 // A panel of output channels of a run of tiles: `lanes` channels from dst on, of image run.n; products as in
-// Tiles.
+// Tiles. Outputs are finished where they are written.
 inline void output_run(const Dense& d, const TileRun& run, const Tiles& products, const F (&bias)[kColVecs],
                        std::int64_t lanes, float* dst, float* strip) {
   const Axis &h = d.axis[1], &w = d.axis[2];
   const std::int64_t rows = h.out - kTile * run.row, columns = w.out - kTile * run.column;
   const std::int64_t vectors = ceil_div(lanes, kL), width = kTile * run.length * kL;
   dst += run.n * d.dst_n + kTile * run.row * h.out_stride + kTile * run.column * w.out_stride;
+  const Finish finish{residual_at(d, dst), d.relu};
   const float* m = products.data + run.at * products.row;
   for (std::int64_t t = 0; t < run.length; ++t, m += products.row) {
     prefetch_products(m + products.row, products.plane);
@@ -212,16 +238,17 @@ inline void output_run(const Dense& d, const TileRun& run, const Tiles& products
       transform_output(m + v * kL, products.plane, bias[v], out);
       if (d.dst_c == 1)
         store_tile(out, rows, columns - kTile * t, lanes - v * kL, dst + v * kL + kTile * t * w.out_stride,
-                   h.out_stride, w.out_stride);
+                   h.out_stride, w.out_stride, finish.from(v * kL + kTile * t * w.out_stride));
       else
-        store_tile(out, kTile, kTile, kL, strip + v * kTile * width + kTile * t * kL, width, kL);
+        store_tile(out, kTile, kTile, kL, strip + v * kTile * width + kTile * t * kL, width, kL, {});
     }
   }
   if (d.dst_c == 1) return;
   for (std::int64_t v = 0; v < vectors; ++v)
     for (std::int64_t i = 0; i < imin(rows, kTile); ++i)
       turn_out(strip + (v * kTile + i) * width, imin(kL, lanes - v * kL), imin(columns, kTile * run.length),
-               dst + v * kL * d.dst_c + i * h.out_stride, d.dst_c, w.out_stride);
+               dst + v * kL * d.dst_c + i * h.out_stride, d.dst_c, w.out_stride,
+               finish.from(v * kL * d.dst_c + i * h.out_stride));
 }
 
 }  // namespace

@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kThreads, 4) direct_kernel(__grid_constant__ c
       sum = fma(cuda::load1(src + offset + c * d.src_c), cuda::load1(weight + c * d.weight_red), sum);
     all += sum;
   }
-  cuda::store1(static_cast<T*>(d.dst) + pixel.dst + channel * d.dst_c, all);
+  write_sum<T>(d, pixel.dst + channel * d.dst_c, all);
 }
 
 // One weight: the sum over all pixels, in chains of 16 in C and then in double.

@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
       if (o >= d.out_c) continue;
       const std::int64_t channel = group * d.out_c + o;
       const C bias = d.bias ? cuda::load1(static_cast<const T*>(d.bias) + channel) : C{};
-      cuda::store1(static_cast<T*>(d.dst) + pixels[m].dst + channel * d.dst_c, sums.all[i][j] + bias);
+      write_sum<T>(d, pixels[m].dst + channel * d.dst_c, sums.all[i][j] + bias);
     }
   }
 }

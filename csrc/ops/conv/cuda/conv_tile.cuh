@@ -42,6 +42,14 @@ struct Sums {
   }
 };
 
+// Writes a complete sum to element `at` of the result: forward may ask for a residual and ReLU (NaN stays
+// NaN).
+template <class T, class C>
+__device__ void write_sum(const Dense& d, std::int64_t at, C sum) {
+  if (d.residual) sum += cuda::load1(static_cast<const T*>(d.residual) + at);
+  cuda::store1(static_cast<T*>(d.dst) + at, d.relu && sum < 0 ? C{} : sum);
+}
+
 // A thread fetches 4 of the 64 x 16 elements of a slice; its neighbours lie along whichever is dense in
 // memory.
 struct Fetch {
