@@ -17,7 +17,7 @@ def _direct(weight_size: Any, output_size: Any) -> int:
     return 2 * batch * math.prod(weight_size) * math.prod(positions)
 
 
-@register_flop_formula(torch.ops.convnorm.conv_forward)
+@register_flop_formula([torch.ops.convnorm.conv_forward, torch.ops.convnorm.conv_act])
 def _(input_shape: Any, weight_shape: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
     return _direct(weight_shape, out_shape)
 

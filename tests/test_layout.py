@@ -11,8 +11,8 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = sorted(p.name for p in (ROOT / "csrc/ops").iterdir() if p.is_dir())
 PAGES = {  # a room's names on the public pages, where they are more than its stem
     "conv": (
-        [f"{op}{n}d" for op in ("conv", "conv_transpose") for n in (1, 2, 3)],
-        [f"{kind}{n}d" for kind in ("Conv", "ConvTranspose") for n in (1, 2, 3)],
+        [f"{op}{n}d{end}" for op, end in (("conv", ""), ("conv", "_act"), ("conv_transpose", "")) for n in (1, 2, 3)],
+        [f"{kind}{n}d" for kind in ("Conv", "ConvAct", "ConvTranspose") for n in (1, 2, 3)],
     ),
     "max_pool": (
         [f"{op}{n}d" for op in ("max_pool", "adaptive_max_pool", "max_unpool") for n in (1, 2, 3)],

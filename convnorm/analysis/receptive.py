@@ -30,12 +30,17 @@ def _of_convolution(args: Any) -> tuple[Any, Any, Any]:
     return args[1].shape[2:], args[3], args[5]
 
 
+def _of_conv_act(args: Any) -> tuple[Any, Any, Any]:
+    return args[1].shape[2:], args[4], args[6]
+
+
 def _of_pooling(args: Any) -> tuple[Any, Any, Any]:
     return args[1], args[2] if len(args) > 2 else (), args[4] if len(args) > 4 else (1,)
 
 
 # Operations with a window: (kernel, stride, dilation) of their arguments.
 _WINDOWS = {"aten::convolution": _of_convolution, "convnorm::conv_forward": _of_convolution,
+            "convnorm::conv_act": _of_conv_act,
             "aten::max_pool2d_with_indices": _of_pooling, "aten::max_pool3d_with_indices": _of_pooling,
             "aten::avg_pool2d": lambda args: (*_of_pooling(args)[:2], (1,)),
             "aten::avg_pool3d": lambda args: (*_of_pooling(args)[:2], (1,))}  # fmt: skip

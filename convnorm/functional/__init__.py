@@ -20,7 +20,7 @@ from .adaptive_pooling import (
     adaptive_max_pool3d_with_indices,
 )
 from .avg_pooling import avg_pool1d, avg_pool2d, avg_pool3d
-from .conv import conv1d, conv2d, conv3d
+from .conv import conv1d, conv1d_act, conv2d, conv2d_act, conv3d, conv3d_act
 from .conv_transpose import conv_transpose1d, conv_transpose2d, conv_transpose3d
 from .max_pooling import (
     max_pool1d,
@@ -50,8 +50,11 @@ __all__ = [
     "batch_norm",
     "batch_norm_act",
     "conv1d",
+    "conv1d_act",
     "conv2d",
+    "conv2d_act",
     "conv3d",
+    "conv3d_act",
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose3d",

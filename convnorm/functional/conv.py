@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
 from .._args import add_batch, autocast_lower, ntuple, require_float
+from ..ops._conv_act import conv_act
 from ..ops.conv import Conv
 
 _Size = int | Sequence[int]
@@ -37,11 +39,15 @@ def conv_geometry(
     return strides, pads, dilations
 
 
-def _conv(op: str, n: int, input: Tensor, weight: Tensor, bias: Tensor | None, stride: _Size,
-          padding: str | _Size, dilation: _Size, groups: int) -> Tensor:
+def _check_dimensions(op: str, n: int, input: Tensor, weight: Tensor) -> None:
     require_float(op, "input", input)
     if weight.dim() != n + 2:
         raise RuntimeError(f"{op}: weight of size {list(weight.shape)} must have {n + 2} dimensions")
+
+
+def _conv(op: str, n: int, input: Tensor, weight: Tensor, bias: Tensor | None, stride: _Size,
+          padding: str | _Size, dilation: _Size, groups: int) -> Tensor:
+    _check_dimensions(op, n, input, weight)
     geometry = conv_geometry(op, weight.shape[2:], stride, padding, dilation)
     x, unbatched = add_batch(op, input, n)
     out = Conv.call(*autocast_lower(input.device, x, weight, bias), *geometry, groups)
@@ -87,3 +93,64 @@ def conv3d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: _S
            padding: str | _Size = 0, dilation: _Size = 1, groups: int = 1) -> Tensor:
     """3d convolution (cross-correlation); see :func:`conv2d`, with three spatial dimensions (D, H, W)."""
     return _conv("conv3d", 3, input, weight, bias, stride, padding, dilation, groups)
+
+
+def _conv_act(op: str, n: int, input: Tensor, weight: Tensor, bias: Tensor | None, stride: _Size,
+              padding: str | _Size, dilation: _Size, groups: int, residual: Tensor | None, act: str | None) -> Tensor:
+    _check_dimensions(op, n, input, weight)
+    if act not in ("relu", None):
+        raise ValueError(f"{op}: act {act!r} must be 'relu' or None")
+    geometry = conv_geometry(op, weight.shape[2:], stride, padding, dilation)
+    x, unbatched = add_batch(op, input, n)
+    if unbatched and residual is not None:
+        residual = residual.unsqueeze(0)
+    lowered: Any = autocast_lower(input.device, x, weight, bias, residual)
+    out = conv_act(*lowered, (*geometry, groups), act == "relu")
+    return out.squeeze(0) if unbatched else out
+
+
+def conv1d_act(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: _Size = 1,
+               padding: str | _Size = 0, dilation: _Size = 1, groups: int = 1, *, residual: Tensor | None = None,
+               act: str | None = "relu") -> Tensor:
+    """``act(conv1d(input) + residual)`` in one pass; see :func:`conv2d_act`, with one spatial dimension."""
+    return _conv_act("conv1d_act", 1, input, weight, bias, stride, padding, dilation, groups, residual, act)
+
+
+def conv2d_act(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: _Size = 1,
+               padding: str | _Size = 0, dilation: _Size = 1, groups: int = 1, *, residual: Tensor | None = None,
+               act: str | None = "relu") -> Tensor:
+    """``act(conv2d(input) + residual)`` in one pass: the output is written once, from registers. For inference.
+
+    Args:
+        input, weight, bias, stride, padding, dilation, groups: as :func:`conv2d`.
+        residual: of the output's shape and of input's dtype, in any layout (the output's needs no copy), or None.
+            Under autocast it is cast as the others are.
+        act: ``"relu"`` (NaN stays NaN) or None.
+
+    Returns:
+        As :func:`conv2d`. Of 16-bit tensors the sum and the clipping are in float32, rounded once.
+
+    Where a derivative may be asked for (a tensor requires gradients while they are recorded, or :mod:`torch.func`)
+    it is composed of :func:`conv2d`, a sum and ReLU, with gradients of any order; 16-bit results are then rounded
+    after each of the three.
+
+    Raises:
+        ValueError: act is unknown.
+        RuntimeError, NotImplementedError: as :func:`conv2d`; a residual of another shape, dtype or device.
+
+    Source: :func:`torch.nn.functional.conv2d`, ``+`` and :func:`torch.relu`, whose answers this reproduces.
+
+    Example:
+        >>> shortcut = torch.randn(1, 10, 32, 32)
+        >>> x, w = torch.randn(1, 3, 32, 32), torch.randn(10, 3, 5, 5)
+        >>> convnorm.functional.conv2d_act(x, w, padding=2, residual=shortcut).min() >= 0
+        tensor(True)
+    """
+    return _conv_act("conv2d_act", 2, input, weight, bias, stride, padding, dilation, groups, residual, act)
+
+
+def conv3d_act(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: _Size = 1,
+               padding: str | _Size = 0, dilation: _Size = 1, groups: int = 1, *, residual: Tensor | None = None,
+               act: str | None = "relu") -> Tensor:
+    """``act(conv3d(input) + residual)`` in one pass; see :func:`conv2d_act`, with three spatial dimensions."""
+    return _conv_act("conv3d_act", 3, input, weight, bias, stride, padding, dilation, groups, residual, act)

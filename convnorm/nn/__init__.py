@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn as _torch_nn
 
 from .conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
+from .conv_act import ConvAct1d, ConvAct2d, ConvAct3d
 from .fused import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d, ConvNormAct1d, ConvNormAct2d, ConvNormAct3d
 from .norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from .pooling import (
@@ -51,6 +52,9 @@ __all__ = [
     "Conv1d",
     "Conv2d",
     "Conv3d",
+    "ConvAct1d",
+    "ConvAct2d",
+    "ConvAct3d",
     "ConvNormAct1d",
     "ConvNormAct2d",
     "ConvNormAct3d",

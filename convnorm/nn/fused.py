@@ -14,12 +14,8 @@ from ..ops.batch_norm import update_running
 from . import norm
 from ._hooks import hooked
 from .conv import Conv1d, Conv2d, Conv3d
+from .conv_act import check_act
 from .norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
-
-
-def _check_act(layer: Any, act: str | None) -> None:
-    if act not in ("relu", None):
-        raise ValueError(f"{type(layer).__name__}: act {act!r} must be 'relu' or None")
 
 
 class _BatchNormAct:
@@ -38,7 +34,7 @@ class _BatchNormAct:
         **factory: Any,
     ):
         super().__init__(num_features, eps, momentum, affine, track_running_stats, **factory)  # type: ignore[call-arg]
-        _check_act(self, act)
+        check_act(self, act)
         self.act = act
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -102,7 +98,7 @@ class _ConvNormAct(nn.Module):
         dtype: Any = None,
     ):
         super().__init__()
-        _check_act(self, act)
+        check_act(self, act)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         conv, norm = self._parts
         geometry: tuple[Any, ...] = (kernel_size, stride, padding, dilation, groups, bias, padding_mode)

@@ -11,7 +11,8 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from .. import functional as CF
 from ..distributed import sync_batch_norm
-from .fused import _BatchNormAct, _check_act
+from .conv_act import check_act
+from .fused import _BatchNormAct
 from .norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, _batch_norm
 
 _KNOWN = (_BatchNorm, nn.SyncBatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, _BatchNormAct)
@@ -54,7 +55,7 @@ class SyncBatchNorm(_BatchNorm):
         **factory: Any,
     ):
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **factory)
-        _check_act(self, act)
+        check_act(self, act)
         self.process_group, self.act = process_group, act
 
     def _check_input_dim(self, input: Tensor) -> None:

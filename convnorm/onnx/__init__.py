@@ -8,7 +8,8 @@ from collections.abc import Callable
 def translation_table() -> dict[Callable, Callable]:
     """What ``torch.onnx.export`` takes as ``custom_translation_table``: every forward op in standard ONNX (opset 18).
 
-    - convolution: Conv; transposed: ConvTranspose, followed by Slice where sizes are dynamic
+    - convolution: Conv, with Add (residual) and Relu where they are fused
+    - transposed convolution: ConvTranspose, followed by Slice where sizes are dynamic
     - max and average pooling: MaxPool (with indices), AveragePool
     - adaptive pooling: GlobalMaxPool, GlobalAveragePool; MaxPool, AveragePool where sizes divide; else, for sizes known
       at export, products with constant matrices (average), Gather and ReduceMax (max)

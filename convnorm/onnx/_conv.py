@@ -24,6 +24,22 @@ def conv_forward(
     return op.Conv(input, weight, bias, strides=list(stride), pads=pads, dilations=list(dilation), group=groups)
 
 
+def conv_act(
+    input: Any,
+    weight: Any,
+    bias: Any,
+    residual: Any,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    relu: bool,
+) -> Any:
+    out = conv_forward(input, weight, bias, stride, padding, dilation, groups)
+    out = out if residual is None else op.Add(out, residual)
+    return op.Relu(out) if relu else out
+
+
 def conv_by_input(
     grad_output: Any,
     weight: Any,
@@ -51,4 +67,8 @@ def conv_by_input(
 
 def table() -> dict[Callable, Callable]:
     ops = torch.ops.convnorm
-    return {ops.conv_forward.default: conv_forward, ops.conv_by_input.default: conv_by_input}
+    return {
+        ops.conv_forward.default: conv_forward,
+        ops.conv_act.default: conv_act,
+        ops.conv_by_input.default: conv_by_input,
+    }
