@@ -1,1 +1,6 @@
-"""The parts of `convnorm.fold`: trace.py sees every use of a layer, rules.py decides, arithmetic.py folds."""
+"""The parts of `convnorm.fold` and `convnorm.fuse`.
+
+trace.py sees every use of a layer (inplace.py: what changes in place), rules.py and relus.py decide, arithmetic.py and
+activation.py carry out, verify.py compares. For `fuse`, graph.py makes a graph that can be called, and chains.py
+rewrites it.
+"""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
 
 from ..nn.fused import _BatchNormAct
+from .activation import become, fuse_act, restoring, take_place
 
 Layer: TypeAlias = nn.modules.conv._ConvNd | nn.Linear
 BatchNorm: TypeAlias = nn.modules.batchnorm._BatchNorm
@@ -61,11 +62,11 @@ def needed_rank(layer: Layer, norm: BatchNorm) -> int | None:
     return 2 if isinstance(layer, nn.Linear) else len(layer.kernel_size) + 2
 
 
-def remainder(layer: Layer, norm: BatchNorm, residual: bool) -> nn.Module:
-    """The module that takes the batch norm's place."""
-    act = norm.act if isinstance(norm, _BatchNormAct) else None
+def remainder(layer: Layer, norm: BatchNorm, residual: bool, fused: bool) -> nn.Module:
+    """The module that takes the batch norm's place; ``fused``: its residual and activation are the layer's."""
+    act = norm.act if isinstance(norm, _BatchNormAct) and not fused else None
     rank = needed_rank(layer, norm)
-    if residual or rank is not None:
+    if (residual and not fused) or rank is not None:
         return Folded(rank, act)
     return nn.ReLU() if act == "relu" else nn.Identity()
 
@@ -104,24 +105,21 @@ class Fold:
     rest: nn.Module  # takes the batch norm's place
     weight: Tensor
     bias: Tensor
+    place: str = ""  # where residual and activation are computed with the layer: "layer", "norm"
+    act: str | None = None  # there
+    apart: str = ""  # why they are not
 
     def carry_out(self, model: nn.Module) -> Callable[[], None]:
         """Change the modules themselves, so that every reference to them sees it; returns what undoes that."""
         layer, norm = model.get_submodule(self.layer), model.get_submodule(self.norm)
-        parameters, kind, state = dict(layer._parameters), type(norm), dict(vars(norm))
-        trained = parameters["weight"].requires_grad  # type: ignore[union-attr]
+        undo = restoring(layer, norm)
+        trained = layer.weight.requires_grad
         for name, value in (("weight", self.weight), ("bias", self.bias)):
-            layer._parameters[name] = nn.Parameter(value, requires_grad=trained)
-        _become(norm, type(self.rest), vars(self.rest.eval()))
-
-        def undo() -> None:
-            layer._parameters.update(parameters)
-            _become(norm, kind, state)
-
+            layer._parameters[name] = nn.Parameter(value, requires_grad=trained)  # type: ignore[arg-type]
+        if self.place == "norm":
+            take_place(norm, layer, self.act)
+            return undo
+        become(norm, type(self.rest), vars(self.rest.eval()))
+        if self.place == "layer":
+            fuse_act(layer, self.act)
         return undo
-
-
-def _become(module: nn.Module, kind: type[nn.Module], state: dict[str, Any]) -> None:
-    module.__class__ = kind
-    vars(module).clear()
-    vars(module).update(state)

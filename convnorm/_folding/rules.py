@@ -11,7 +11,11 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._pytree import tree_leaves
 
 from .._selection import Selection, names_of
+from ..nn.conv_act import _ConvAct
+from ..nn.fused import _BatchNormAct
+from .activation import FUSED
 from .arithmetic import BatchNorm, Fold, Layer, dimensions, folded, needed_rank, remainder
+from .inplace import changed_between
 from .trace import hooked, plain_forward, reads_values
 
 _LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
@@ -79,9 +83,13 @@ class Traced:
             if id(tensor) in self.read:
                 raise Refused(f"the model reads {self.read[id(tensor)]} itself")
 
-    def layer_before(self, norm: BatchNorm, node: fx.Node) -> tuple[str, Layer]:
-        """The layer whose only use is this batch norm."""
-        source = node.args[0] if node.args else node.kwargs.get("input")
+    def call_of(self, module: nn.Module) -> fx.Node:
+        """The one call of a module that is used once."""
+        return next(n for n in self.graph.nodes
+                    if n.op == "call_module" and self.model.get_submodule(n.target) is module)  # fmt: skip
+
+    def layer_before(self, node: fx.Node, source: object) -> tuple[str, Layer]:
+        """The layer that ``source`` is a call of, whose only use is ``node``."""
         layer = None
         if isinstance(source, fx.Node) and source.op == "call_module":
             layer = self.model.get_submodule(source.target)  # type: ignore[arg-type]
@@ -89,6 +97,8 @@ class Traced:
             raise Refused(f"it follows {_describe(source, layer)}, which is no convolution or linear layer")
         assert isinstance(source, fx.Node)
         name = str(source.target)
+        if isinstance(layer, _ConvAct):
+            raise Refused(f"it follows {_describe(source, layer)}, which has an activation of its own")
         try:
             self.check(layer)
         except Refused as reason:
@@ -100,13 +110,28 @@ class Traced:
             raise Refused(f"the output of {name} is also used by {', '.join(others)}")
         if any(self.owners[id(p)] > 1 for p in layer.parameters()):
             raise Refused(f"{name} shares parameters with another module")
+        return name, layer
+
+    def check_fit(self, norm: BatchNorm, name: str, layer: Layer, value: object) -> None:
+        """Refuse a batch norm of another kind of output than the layer's, which on the sample is ``value``."""
         channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
         if dimensions(norm) not in (None, dimensions(layer)) or norm.num_features != channels:
             raise Refused(f"it does not fit the output of {name}: {type(layer).__name__} with {channels} channels")
-        value, rank = source.meta.get("value"), needed_rank(layer, norm)
+        rank = needed_rank(layer, norm)
         if isinstance(value, Tensor) and rank not in (None, value.dim()):
             raise Refused(f"the {value.dim()}D output of {name} has its channels in another dimension than 1")
-        return name, layer
+
+
+def unfit(layer: nn.Module) -> str:
+    """What a layer is that cannot compute an activation."""
+    kind = type(layer).__name__
+    torchs = type(layer) in [t.__bases__[0] for t in FUSED]
+    return f"torch's {kind}: convnorm.convert makes it one that can" if torchs else f"a {kind}, which has no such call"
+
+
+def input_of(node: fx.Node) -> object:
+    """What a module is called with first."""
+    return node.args[0] if node.args else node.kwargs.get("input")
 
 
 def _describe(source: object, module: nn.Module | None) -> str:
@@ -124,12 +149,34 @@ def decide(traced: Traced, norm: BatchNorm) -> Fold:
         raise Refused("it is in training mode")
     if norm.running_mean is None or norm.running_var is None:
         raise Refused("it has no running statistics")
-    node = next(n for n in traced.graph.nodes
-                if n.op == "call_module" and traced.model.get_submodule(n.target) is norm)  # fmt: skip
-    name, layer = traced.layer_before(norm, node)
+    node = traced.call_of(norm)
+    source = input_of(node)
+    name, layer = traced.layer_before(node, source)
+    assert isinstance(source, fx.Node)
+    traced.check_fit(norm, name, layer, source.meta.get("value"))
     weight, bias = folded(layer, norm)
     if not (weight.isfinite().all() and bias.isfinite().all()):
         raise Refused(f"the folded weights of {name} would not be finite in {weight.dtype}")
     residual = node.args[1] if len(node.args) > 1 else node.kwargs.get("residual")
     own = traced.named[id(norm)][1][0]
-    return Fold(name, own, remainder(layer, norm, residual is not None), weight, bias)
+    place, apart, act = "", "", None
+    if isinstance(norm, _BatchNormAct) and (residual is not None or norm.act):
+        place, apart = _place(traced, norm, layer, source, node, residual is not None)
+        act = norm.act if place else None
+    rest = remainder(layer, norm, residual is not None, bool(place))
+    return Fold(name, own, rest, weight, bias, place, act, apart)
+
+
+def _place(traced: Traced, norm: BatchNorm, layer: Layer, source: fx.Node, node: fx.Node,
+           residual: bool) -> tuple[str, str]:
+    """Where one call can compute a layer with the residual and activation of its batch norm: "layer", or "norm",
+    where the residual is known; or why nowhere."""
+    if type(layer) not in FUSED:
+        return "", f"{source.target} is {unfit(layer)}"
+    if not residual:
+        return "layer", ""
+    if needed_rank(layer, norm) is not None:
+        return "", "the rank of what comes before is checked in between"
+    if changing := changed_between(source, node, traced.model):
+        return "", f"{changing} may change the input of {source.target} in between"
+    return "norm", ""

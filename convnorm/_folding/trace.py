@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_any, tree_leaves, tree_map
+from torch.utils._pytree import TreeSpec, tree_any, tree_flatten, tree_leaves, tree_map
 
 from .. import functional as CF
 from ..nn._hooks import hooked
+from .inplace import InPlaceProxy
 
 # What can be asked of a tensor without reading its values: folding changes none of it.
 _ATTRIBUTES = {"shape", "dtype", "device", "ndim", "layout", "is_cuda", "requires_grad", "itemsize"}
@@ -50,7 +51,7 @@ def plain_forward(module: nn.Module) -> bool:
     return all(c is object or c.__module__.startswith(("torch.nn.modules.", "convnorm.nn.")) for c in owners)
 
 
-class _Valued(fx.Proxy):
+class _Valued(InPlaceProxy):
     """A proxy that knows its value on the sample, and passes for it where a model asks ``isinstance(x, Tensor)``."""
 
     @property  # type: ignore[misc]
@@ -72,9 +73,10 @@ class _Valued(fx.Proxy):
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True  # else an in-place change of a buffer would be carried out
 
-    def __init__(self, sample: tuple[tuple, dict] | None) -> None:
+    def __init__(self, sample: tuple[tuple, dict] | None, valued: bool) -> None:
         super().__init__(autowrap_functions=tuple(getattr(CF, name) for name in CF.__all__))
-        self.sample, self.evaluating = sample, False
+        self.sample, self.valued, self.evaluating = sample, valued, False
+        self.returned: TreeSpec  # the structure of what the forward returns
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         layer = type(m).__module__.startswith("convnorm.nn.") and not m._modules  # ConvNormAct is made of layers
@@ -86,35 +88,44 @@ class _Tracer(fx.Tracer):
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list]:
         """Placeholders for the sample's tensors, or without a sample for every argument that must be given."""
-        count = iter(range(10**6))
+        parameters = list(inspect.signature(root_fn).parameters.values())[1:]
         if self.sample is not None:
-            args, kwargs = tree_map(lambda leaf: self._placeholder(f"input{next(count)}", leaf), self.sample)
+            named = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+            named += [f"input{i}" for i in range(len(named), len(self.sample[0]))]
+            args = [self._placeholders(name, arg) for name, arg in zip(named, self.sample[0], strict=False)]
+            kwargs = {name: self._placeholders(name, arg) for name, arg in self.sample[1].items()}
         else:
-            given = [p for p in list(inspect.signature(root_fn).parameters.values())[1:] if p.default is p.empty]
+            given = [p for p in parameters if p.default is p.empty]
             args = [self._placeholder(p.name) for p in given if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
             kwargs = {p.name: self._placeholder(p.name) for p in given if p.kind is p.KEYWORD_ONLY}
 
         def forward() -> list[Any]:
-            leaves = tree_leaves(root_fn(self.root, *args, **kwargs))
+            leaves, self.returned = tree_flatten(root_fn(self.root, *args, **kwargs))
             if hidden := [x for x in leaves if not isinstance(x, _PLAIN)]:
                 raise TypeError(f"it returns a {type(hidden[0]).__name__}, whose contents cannot be seen")
             return leaves
 
         return forward, []
 
+    def _placeholders(self, name: str, argument: Any) -> Any:
+        """One named as the argument, where that is a tensor; else one for each tensor in it."""
+        count = iter(range(10**6))
+        one = isinstance(argument, Tensor)
+        return tree_map(lambda leaf: self._placeholder(name if one else f"{name}_{next(count)}", leaf), argument)
+
     def _placeholder(self, name: str, value: Any = None) -> Any:
         if self.sample is not None and not isinstance(value, Tensor):
             return value
         proxy = self.create_proxy("placeholder", name, (), {})
-        proxy.node.meta["value"] = value
+        proxy.node.meta["value"] = value.clone() if self.valued else None  # the model may change it
         return proxy
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return fx.Proxy(node, self) if self.sample is None else _Valued(node, self)
+        return (_Valued if self.valued else InPlaceProxy)(node, self)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> Any:
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **named)
-        if self.sample is None or kind == "placeholder":
+        if not self.valued or kind == "placeholder":
             return proxy
         value = proxy.node.meta["value"] = self._evaluate(kind, target, args, kwargs)
         if reads_values(proxy.node) or tree_any(lambda leaf: isinstance(leaf, Tensor), value):
@@ -152,18 +163,21 @@ def duplicate(model: nn.Module, share: bool = False) -> nn.Module:
     return copy.deepcopy(model, {id(t): t for t in (*kept, *(model.parameters() if share else ()))})
 
 
-def trace(model: nn.Module, sample: tuple[tuple, dict] | None) -> tuple[nn.Module, fx.Graph]:
+def trace(model: nn.Module, sample: tuple[tuple, dict] | None, valued: bool = True) -> tuple[nn.Module, fx.Graph]:
     """A copy of ``model`` that shares its parameters, and the graph of its forward.
 
-    Without a sample, arguments that have defaults keep them.
+    Without a sample, arguments that have defaults keep them. With one, nodes have their values on it, unless ``valued``
+    is False: sizes then stay steps of the graph. The node of the output has the structure of what is returned.
 
     Raises:
         Untraceable: the model cannot be copied or followed, or keeps tensors in its attributes.
     """
     try:
         twin = duplicate(model, share=True)
+        tracer = _Tracer(sample, valued and sample is not None)
         with torch.no_grad():
-            graph = _Tracer(sample).trace(twin)
+            graph = tracer.trace(twin)
+        next(iter(reversed(graph.nodes))).meta["returned"] = tracer.returned
     except Exception as error:  # whatever the model's own code raises when it meets a proxy
         first = str(error).partition("\n")[0]
         raise Untraceable(f"{type(error).__name__}: {first}") from error

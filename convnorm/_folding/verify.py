@@ -48,27 +48,29 @@ class Check:
     the model's own error, and the effect of moving every weight by a unit, which is twice what rounding does.
     """
 
-    def __init__(self, model: nn.Module, sample: Sample) -> None:
+    def __init__(self, caller: str, model: nn.Module, sample: Sample) -> None:
         self.sample, self.before = sample, outputs(model, sample)
         if not self.before:
-            raise ValueError("fold: the model returns no floating-point tensor that could be compared on the sample")
+            raise ValueError(f"{caller}: the model returns no floating-point tensor to compare on the sample")
         try:
             self.exact = outputs(duplicate(model).double(), sample, torch.float64)
             moved = [outputs(_move(duplicate(model).double(), model, i), sample, torch.float64) for i in range(_DRAWS)]
         except Exception as error:
-            raise RuntimeError(f"fold: the outputs on the sample are compared with those of a copy in float64, which "
-                               f"does not run: {error}") from error  # fmt: skip
+            raise RuntimeError(f"{caller}: the outputs on the sample are compared with those of a copy in float64, "
+                               f"which does not run: {error}") from error  # fmt: skip
         self.spread = [max(max_error(x, exact) for x in found)
                        for found, exact in zip(zip(self.before, *moved, strict=True), self.exact, strict=True)]
 
-    def compare(self, model: nn.Module) -> tuple[float, float]:
+    def compare(self, model: nn.Module, sample: Sample | None = None) -> tuple[float, float]:
         """(error, bound) of the output that comes nearest to its bound, or is furthest beyond it.
+
+        ``sample`` is what this model takes of the sample, where that is not all.
 
         The bound is convnorm.testing's: twice the spread plus rounding units of the output's dtype, here two. What a
         float64 model is compared with has errors of its own, so there the spread counts once more.
         """
         found = []
-        for new, exact, spread in zip(outputs(model, self.sample), self.exact, self.spread, strict=True):
+        for new, exact, spread in zip(outputs(model, sample or self.sample), self.exact, self.spread, strict=True):
             times = 3 if new.dtype == torch.float64 else 2
             found.append((max_error(new, exact), error_bound(spread, exact, new.dtype, times, units=2)))
         return max(found, key=lambda pair: pair[0] / pair[1] if pair[1] else pair[0])

@@ -104,8 +104,8 @@ def _conv_act(op: str, n: int, input: Tensor, weight: Tensor, bias: Tensor | Non
     x, unbatched = add_batch(op, input, n)
     if unbatched and residual is not None:
         residual = residual.unsqueeze(0)
-    lowered: Any = autocast_lower(input.device, x, weight, bias, residual)
-    out = conv_act(*lowered, (*geometry, groups), act == "relu")
+    operands: Any = autocast_lower(input.device, x, weight, bias, residual)
+    out = conv_act(operands, (*geometry, groups), act == "relu")
     return out.squeeze(0) if unbatched else out
 
 

@@ -38,15 +38,16 @@ def _(input, weight, bias, residual, stride, padding, dilation, groups, relu):
 
 
 def conv_act(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
+    operands: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
     geometry: tuple[Sequence[int], Sequence[int], Sequence[int], int],
     relu: bool,
 ) -> Tensor:
-    """The one op, or where a derivative may be asked for, convolution, sum and ReLU; ``geometry`` ends with groups."""
-    if not any(t is not None and derivative_wanted(t) for t in (input, weight, bias, residual)):
+    """The one op, or where a derivative may be asked for, convolution, sum and ReLU.
+
+    ``operands`` are input, weight, bias and residual; ``geometry`` ends with groups.
+    """
+    input, weight, bias, residual = operands
+    if not any(t is not None and derivative_wanted(t) for t in operands):
         return _ops.conv_act(input, weight, bias, residual, *geometry, relu)
     out = Conv.call(input, weight, bias, *geometry)
     if residual is not None:
