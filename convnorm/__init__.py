@@ -15,6 +15,7 @@ from . import analysis, backends, data, distributed, flops, functional, models, 
 from .convert import conversion_report, convert, revert
 from .explain import explain
 from .fold import fold
+from .fuse import fuse
 
 __all__ = [
     "__version__",
@@ -28,6 +29,7 @@ __all__ = [
     "flops",
     "fold",
     "functional",
+    "fuse",
     "models",
     "nn",
     "onnx",
