@@ -31,8 +31,18 @@ struct ChannelTile {
   std::int64_t dst_pitch, outputs, channels;
 };
 
+// Stores outputs of the channels from c: plus the residual, then ReLU.
+template <class C, class D>
+[[gnu::noinline]] void store_finished(const ChannelTile<C, D>& t, std::int64_t c, const OutRows<C>& rows) {
+  for (std::int64_t r = 0, at = c; r < t.outputs; ++r, at += t.dst_pitch) {
+    vec<C> x = rows.row[r];
+    if (t.residual) x += load(t.residual + at);
+    store(t.dst + at, t.relu ? relu(x) : x);
+  }
+}
+
 // The last vector of channels overlaps the one before it.
-template <int K, int S, bool kEdges, class C, class D>
+template <int K, int S, bool kEdges, bool kFinish, class C, class D>
 void channel_tile(const ChannelTile<C, D>& t) {
   constexpr std::int64_t L = kLanes<C>;
   const std::int64_t dst_pitch = t.dst_pitch, outputs = t.outputs, channels = t.channels;
@@ -44,8 +54,10 @@ void channel_tile(const ChannelTile<C, D>& t) {
     for (int r = 0; r < kOut; ++r) acc[r] = bias;
     slide<K, S, kEdges, C>(acc, t.line, t.lines, t.source + c, t.pitch,
                            [=](std::int64_t tap) { return load(weight + tap * L); });
-    if (t.residual) add_rows<C>(acc, t.residual + c, dst_pitch, outputs);
-    if (t.relu) clip<C>(acc);
+    if constexpr (kFinish) {
+      store_finished(t, c, copy_rows<C>(acc));
+      continue;
+    }
     D* to = t.dst + c;
     for (int r = 0; r < kOut; ++r, to += dst_pitch) {
       if (r >= outputs) break;
@@ -55,17 +67,24 @@ void channel_tile(const ChannelTile<C, D>& t) {
   }
 }
 
-template <class C, class D>
+template <bool kFinish, class C, class D>
 void run_channel_tile(int kernel, bool edges, const ChannelTile<C, D>& t) {
   using Fn = void (*)(const ChannelTile<C, D>&);
-  static constexpr Fn kTable[][2] = {{channel_tile<1, 1, false, C, D>, channel_tile<1, 1, true, C, D>},
-                                     {channel_tile<3, 1, false, C, D>, channel_tile<3, 1, true, C, D>},
-                                     {channel_tile<5, 1, false, C, D>, channel_tile<5, 1, true, C, D>},
-                                     {channel_tile<7, 1, false, C, D>, channel_tile<7, 1, true, C, D>},
-                                     {channel_tile<3, 2, false, C, D>, channel_tile<3, 2, true, C, D>},
-                                     {channel_tile<5, 2, false, C, D>, channel_tile<5, 2, true, C, D>},
-                                     {channel_tile<7, 2, false, C, D>, channel_tile<7, 2, true, C, D>}};
+  static constexpr Fn kTable[][2] = {
+      {channel_tile<1, 1, false, kFinish, C, D>, channel_tile<1, 1, true, kFinish, C, D>},
+      {channel_tile<3, 1, false, kFinish, C, D>, channel_tile<3, 1, true, kFinish, C, D>},
+      {channel_tile<5, 1, false, kFinish, C, D>, channel_tile<5, 1, true, kFinish, C, D>},
+      {channel_tile<7, 1, false, kFinish, C, D>, channel_tile<7, 1, true, kFinish, C, D>},
+      {channel_tile<3, 2, false, kFinish, C, D>, channel_tile<3, 2, true, kFinish, C, D>},
+      {channel_tile<5, 2, false, kFinish, C, D>, channel_tile<5, 2, true, kFinish, C, D>},
+      {channel_tile<7, 2, false, kFinish, C, D>, channel_tile<7, 2, true, kFinish, C, D>}};
   kTable[kernel][edges](t);
+}
+
+// Outputs that are stored as they are have tiles of their own: any other use of them costs registers.
+template <class C, class D>
+void run_channel_tile(int kernel, bool edges, const ChannelTile<C, D>& t) {
+  t.residual || t.relu ? run_channel_tile<true>(kernel, edges, t) : run_channel_tile<false>(kernel, edges, t);
 }
 
 // The lines over row oh that are inside the image.

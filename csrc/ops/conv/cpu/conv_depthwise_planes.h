@@ -37,26 +37,21 @@ struct PlaneTile {
   const D* end;  // narrow rows: up to where vectors may be stored
 };
 
+// Stores outputs of the columns from `at`: plus the residual, then ReLU.
 template <class C, class D>
-[[gnu::noinline]] vec<C> load_narrow(const D* row, std::int64_t columns) {
-  return load_n(row, columns);
-}
-
-// acc[r] += row r of the residual from column `at` on; of narrow rows, as far as they may be stored.
-template <class C, class D>
-inline void add_residual(const PlaneTile<C, D>& t, std::int64_t at, vec<C> (&acc)[kOut]) {
+[[gnu::noinline]] void store_finished(const PlaneTile<C, D>& t, std::int64_t at, const OutRows<C>& rows) {
   constexpr int L = kLanes<C>;
-  const D* from = t.residual + at;
-  if (t.columns >= L) return add_rows<C>(acc, from, t.dst_pitch, t.outputs);
-  const D* to = t.dst + at;
-  for (int r = 0; r < kOut; ++r, from += t.dst_pitch, to += t.dst_pitch) {
-    if (r >= t.outputs) break;
-    acc[r] += to + L <= t.end ? load(from) : load_narrow<C>(from, t.columns);
+  for (std::int64_t r = 0; r < t.outputs; ++r, at += t.dst_pitch) {
+    const bool whole = t.columns >= L || t.dst + at + L <= t.end;
+    vec<C> x = rows.row[r];
+    if (t.residual) x += whole ? load(t.residual + at) : load_n(t.residual + at, t.columns);
+    if (t.relu) x = relu(x);
+    whole ? store(t.dst + at, x) : store_n(t.dst + at, x, t.columns);
   }
 }
 
 // Outputs are rows; the last vector of columns overlaps the one before it.
-template <int K, int S, class C, class D>
+template <int K, int S, bool kFinish, class C, class D>
 void plane_tile(const PlaneTile<C, D>& t) {
   constexpr int L = kLanes<C>;
   const C* weight = t.weight;
@@ -69,8 +64,10 @@ void plane_tile(const PlaneTile<C, D>& t) {
     for (int r = 0; r < kOut; ++r) acc[r] = bias;
     slide<K, S, false, C>(acc, t.line, t.lines, t.source + at, t.pitch,
                           [=](std::int64_t i) { return splat<C>(weight[i]); });
-    if (t.residual) add_residual(t, at, acc);
-    if (t.relu) clip<C>(acc);
+    if constexpr (kFinish) {
+      store_finished(t, at, copy_rows<C>(acc));
+      continue;
+    }
     D* to = t.dst + at;
     for (int r = 0; r < kOut; ++r, to += dst_pitch) {
       if (r >= outputs) break;
@@ -84,13 +81,20 @@ void plane_tile(const PlaneTile<C, D>& t) {
   }
 }
 
-template <class C, class D>
+template <bool kFinish, class C, class D>
 void run_plane_tile(int kernel, const PlaneTile<C, D>& t) {
   using Fn = void (*)(const PlaneTile<C, D>&);
-  static constexpr Fn kTable[] = {plane_tile<1, 1, C, D>, plane_tile<3, 1, C, D>, plane_tile<5, 1, C, D>,
-                                  plane_tile<7, 1, C, D>, plane_tile<3, 2, C, D>, plane_tile<5, 2, C, D>,
-                                  plane_tile<7, 2, C, D>};
+  static constexpr Fn kTable[] = {plane_tile<1, 1, kFinish, C, D>, plane_tile<3, 1, kFinish, C, D>,
+                                  plane_tile<5, 1, kFinish, C, D>, plane_tile<7, 1, kFinish, C, D>,
+                                  plane_tile<3, 2, kFinish, C, D>, plane_tile<5, 2, kFinish, C, D>,
+                                  plane_tile<7, 2, kFinish, C, D>};
   kTable[kernel](t);
+}
+
+// Outputs that are stored as they are have tiles of their own: any other use of them costs registers.
+template <class C, class D>
+void run_plane_tile(int kernel, const PlaneTile<C, D>& t) {
+  t.residual || t.relu ? run_plane_tile<true>(kernel, t) : run_plane_tile<false>(kernel, t);
 }
 
 // How the problems of one residue (forward: the problem) are computed.
@@ -189,7 +193,7 @@ void run_plane_rows(const PlaneJob<C>& job, const Phase<C>& p, std::int64_t y, s
 // A row of the stage, plus the residual of the elements that it goes to, then ReLU: of forward, which has one
 // phase.
 template <class D, class C>
-void finish_row(const Dense& d, C* row, std::int64_t n, const D* dst, std::int64_t stride) {
+[[gnu::noinline]] void finish_row(const Dense& d, C* row, std::int64_t n, const D* dst, std::int64_t stride) {
   const D* residual = residual_at(d, dst);
   for (std::int64_t i = 0; i < n; ++i) {
     if (residual) row[i] += load1(residual + i * stride);

@@ -70,18 +70,16 @@ inline __attribute__((always_inline)) void slide(vec<C> (&acc)[kOut], const Line
   }
 }
 
-// Finishing outputs in registers: acc[r] += the vector at residual + r * pitch, of the first n rows; then
-// ReLU.
-template <class C, class X>
-inline void add_rows(vec<C> (&acc)[kOut], const X* residual, std::int64_t pitch, std::int64_t n) {
-  for (int r = 0; r < kOut; ++r) {
-    if (r >= n) break;
-    acc[r] += load(residual + r * pitch);
-  }
-}
+// Outputs on their way to be finished: a copy, so that those in registers have no address.
 template <class C>
-inline void clip(vec<C> (&acc)[kOut]) {
-  for (int r = 0; r < kOut; ++r) acc[r] = relu(acc[r]);
+struct OutRows {
+  vec<C> row[kOut];
+};
+template <class C>
+inline OutRows<C> copy_rows(const vec<C> (&acc)[kOut]) {
+  OutRows<C> rows;
+  for (int r = 0; r < kOut; ++r) rows.row[r] = acc[r];
+  return rows;
 }
 
 // --- by weight
