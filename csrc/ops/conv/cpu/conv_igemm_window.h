@@ -5,9 +5,8 @@
 //   copy[c][d][h][w]     channels of the block, planes under the window, rows and columns that the task needs
 //   P[(c, t)][pixel]  =  copy + rows[(c, t)] + h * pitch + w      for the pixel (h, w) of the task
 //
-// With few channels in NHWC the same copy, with pixels of all channels, is read by rows of the window (taps
-// and channels of one are a stretch): P[pixel][(t_d, t_h), (t_w, c)] = copy + rows[(t_d, t_h)] + h * pitch +
-// w * step * channels + (t_w, c).
+// In NHWC the same copy, with pixels of all channels, is read by taps, or with few channels by rows of the
+// window: P[pixel][(t, c)] = copy + runs[t] + h * pitch + w * step * channels + c.
 //
 // NCHW for unit steps along w. Nothing is packed per tap, but a row of outputs is a unit of tiles: 14 pixels
 // take 16.
@@ -45,7 +44,7 @@ inline WindowShape window_shape(const Dense& d, std::int64_t lines, std::int64_t
 template <class C>
 std::int64_t window_elements(const Dense& d, const Plan<C>& plan, std::int64_t pixels) {
   const std::int64_t width = imin(pixels, d.axis[2].out);
-  if (plan.joined) return window_shape(d, pixels / width, width, d.red_c).channel;
+  if (plan.copied) return window_shape(d, pixels / width, width, d.red_c).channel;
   return plan.cut.most_channels() * window_shape(d, pixels / width, width).channel + kCols<C>;
 }
 
@@ -90,7 +89,7 @@ void copy_window(const Dense& p, std::int64_t group, const Block& b, const Windo
 
 // The same for pixels of all channels,
 template <class S, class C>
-void copy_joined_window(const Dense& p, const WindowShape& s, const Segment& at, C* to) {
+void copy_pixels(const Dense& p, const WindowShape& s, const Segment& at, C* to) {
   const Axis &ad = p.axis[0], &ah = p.axis[1], &aw = p.axis[2];
   const S* src = static_cast<const S*>(p.src) + at.n * p.src_n;
   for (std::int64_t i = 0; i < s.planes; ++i) {
@@ -106,10 +105,12 @@ void copy_joined_window(const Dense& p, const WindowShape& s, const Segment& at,
   }
 }
 
-// and where the rows of a window start.
-inline void joined_rows(const Dense& d, const WindowShape& s, std::int64_t* rows) {
+// and where the runs of a window start: its rows, or its taps.
+inline void copied_runs(const Dense& d, const WindowShape& s, std::int64_t run_taps, std::int64_t* runs) {
   for (std::int64_t i = 0; i < d.axis[0].taps; ++i)
-    for (std::int64_t j = 0; j < d.axis[1].taps; ++j) *rows++ = (i * s.h.size + s.h.place(j)) * s.pitch;
+    for (std::int64_t j = 0; j < d.axis[1].taps; ++j)
+      for (std::int64_t k = 0; k < d.axis[2].taps; k += run_taps)
+        *runs++ = (i * s.h.size + s.h.place(j)) * s.pitch + s.w.place(k) * d.red_c;
 }
 
 }  // namespace
