@@ -66,32 +66,11 @@ void copy_padded(C* to, const S* row, std::int64_t first, std::int64_t n, std::i
   zero(to + hi, n - hi);
 }
 
-// The rows under the windows of outputs from (n, d, h, w).
+// The rows under the windows of outputs from (n, d, h, w) of an image, of pixels of `together` channels.
 template <class S, class C>
-void copy_window(const Dense& p, std::int64_t group, const Block& b, const WindowShape& s, const Segment& at,
-                 C* to) {
-  const Axis &ad = p.axis[0], &ah = p.axis[1];
-  const S* src = static_cast<const S*>(p.src) + group * p.red_c * p.src_c + at.n * p.src_n;
-  for (std::int64_t c = b.c0; c < b.c1; ++c)
-    for (std::int64_t i = 0; i < s.planes; ++i) {
-      const std::int64_t in_d = at.d * ad.step + ad.offset + i * ad.offset_step;
-      for (std::int64_t y = 0; y < s.h.size; ++y, to += s.pitch) {
-        const std::int64_t in_h = at.h * ah.step + s.h.first + y;
-        if (in_d < 0 || in_d >= ad.source || in_h < 0 || in_h >= ah.source)
-          zero(to, s.pitch);
-        else
-          copy_padded(to, src + c * p.src_c + in_d * ad.source_stride + in_h * ah.source_stride,
-                      at.w + s.w.first, s.pitch, p.axis[2].source);
-      }
-    }
-  zero(to, kCols<C>);  // what the last tile reads beyond its pixels
-}
-
-// The same for pixels of all channels,
-template <class S, class C>
-void copy_pixels(const Dense& p, const WindowShape& s, const Segment& at, C* to) {
+void copy_image(const Dense& p, const S* image, const WindowShape& s, const Segment& at,
+                std::int64_t together, C* to) {
   const Axis &ad = p.axis[0], &ah = p.axis[1], &aw = p.axis[2];
-  const S* src = static_cast<const S*>(p.src) + at.n * p.src_n;
   for (std::int64_t i = 0; i < s.planes; ++i) {
     const std::int64_t in_d = at.d * ad.step + ad.offset + i * ad.offset_step;
     for (std::int64_t y = 0; y < s.h.size; ++y, to += s.pitch) {
@@ -99,10 +78,26 @@ void copy_pixels(const Dense& p, const WindowShape& s, const Segment& at, C* to)
       if (in_d < 0 || in_d >= ad.source || in_h < 0 || in_h >= ah.source)
         zero(to, s.pitch);
       else
-        copy_padded(to, src + in_d * ad.source_stride + in_h * ah.source_stride,
-                    (at.w * aw.step + s.w.first) * p.red_c, s.pitch, aw.source * p.red_c);
+        copy_padded(to, image + in_d * ad.source_stride + in_h * ah.source_stride,
+                    (at.w * aw.step + s.w.first) * together, s.pitch, aw.source * together);
     }
   }
+}
+
+// Rows of pixels: the channels of a block, one by one.
+template <class S, class C>
+void copy_window(const Dense& p, std::int64_t group, const Block& b, const WindowShape& s, const Segment& at,
+                 C* to) {
+  const S* image = static_cast<const S*>(p.src) + group * p.red_c * p.src_c + at.n * p.src_n;
+  for (std::int64_t c = b.c0; c < b.c1; ++c, to += s.channel)
+    copy_image(p, image + c * p.src_c, s, at, 1, to);
+  zero(to, kCols<C>);  // what the last tile reads beyond its pixels
+}
+
+// Pixels of all channels,
+template <class S, class C>
+void copy_pixels(const Dense& p, const WindowShape& s, const Segment& at, C* to) {
+  copy_image(p, static_cast<const S*>(p.src) + at.n * p.src_n, s, at, p.red_c, to);
 }
 
 // and where the runs of a window start: its rows, or its taps.
