@@ -23,8 +23,7 @@ Args check_args(const char* op, std::int64_t dim, const Ints& kernel, const Ints
         " dimensions, must have 3, 4 or 5 (k, c / groups, spatial)");
   const int n = static_cast<int>(dim) - 2;
   const auto same_length = [&](const char* name, const Ints& v, int want) {
-    check(static_cast<int>(v.size()) == want, op, ": ", name, " ", Shape{v}, " must have ", want,
-          " values");
+    check(static_cast<int>(v.size()) == want, op, ": ", name, " ", Shape{v}, " must have ", want, " values");
   };
   same_length("stride", stride, n);
   same_length("padding (low sides, then high sides)", padding, 2 * n);
