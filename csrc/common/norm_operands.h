@@ -34,8 +34,7 @@ inline void check_param_dtype(const char* op, const char* name, const Tensor& t,
 
 inline void check_stats(const char* op, const Tensor& stats, const Ints& sizes) {
   check(sizes_of(stats) == sizes && stats.is_contiguous() && stats.scalar_type() == ScalarType::Double, op,
-        ": stats of size ", SizeOf{stats}, " must be a contiguous float64 tensor of size ",
-        Shape{sizes});
+        ": stats of size ", SizeOf{stats}, " must be a contiguous float64 tensor of size ", Shape{sizes});
 }
 
 class ParamVector {

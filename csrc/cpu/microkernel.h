@@ -65,7 +65,7 @@ struct TileBlock {
   const C* const* table;        // indirect: kRows pointers per run, tile after tile
   const std::int64_t* a_runs;   // strided: where each run starts in a row
   std::int64_t runs, run;       // by runs: how many of them per row, and terms of one
-  std::int64_t skip;            // indirect: added to each pointer (the channels before a group)
+  std::int64_t skip;            // by runs: added to each (the channels before a group or a block)
   std::int64_t joined;          // by runs: how many in a chain
   std::int64_t a_pair, b_pair;  // paired: from the first vector's operands to the second's
   const C* b;
@@ -246,7 +246,7 @@ template <class C, int MR, int NV, Form kForm>
       clear<C>(acc);
       for (std::int64_t j = r; j < end; ++j) {
         if constexpr (kForm == Form::strided) {
-          accumulate_strided(acc, n, tile_a + t.a_runs[j] + i, t.lda, b + (j * run + i) * ldb, ldb);
+          accumulate_strided(acc, n, tile_a + t.a_runs[j] + skip + i, t.lda, b + (j * run + i) * ldb, ldb);
           continue;
         }
         const C* const* rows = table + j * kRows;

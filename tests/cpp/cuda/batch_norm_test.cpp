@@ -14,20 +14,20 @@ using namespace convnorm::batch_norm;
 
 namespace {
 
-struct Shape {
+struct Sizes {
   std::int64_t n, c, inner;
   bool rows;
 };
 
-std::string describe(const Shape& s, DType t) {
+std::string describe(const Sizes& s, DType t) {
   return std::string(name(t)) + " n " + std::to_string(s.n) + " c " + std::to_string(s.c) + " inner " +
          std::to_string(s.inner) + (s.rows ? " rows" : " planes");
 }
 
-std::int64_t size(const Shape& s) { return s.n * s.c * s.inner; }
+std::int64_t size(const Sizes& s) { return s.n * s.c * s.inner; }
 
 template <class T>
-NormView dense(const Shape& s, T* data) {
+NormView dense(const Sizes& s, T* data) {
   NormView v;
   v.data = data;
   v.outer = s.n, v.channels = s.c, v.inner = s.inner;
@@ -43,7 +43,7 @@ NormView dense(const Shape& s, T* data) {
 // ------------------------------------------------------------------------------------------
 
 template <bool kRows, int V>
-void test_walk(const Shape& s, const Plan& plan) {
+void test_walk(const Sizes& s, const Plan& plan) {
   std::vector<int> seen(size(s));
   std::vector<std::int64_t> counted(plan.pieces());
   for (std::int64_t block = 0; block < plan.blocks(); ++block)
@@ -65,14 +65,14 @@ void test_walk(const Shape& s, const Plan& plan) {
 }
 
 template <int V>
-void test_walk(const Shape& s, const Plan& plan) {
+void test_walk(const Sizes& s, const Plan& plan) {
   if (s.rows)
     test_walk<true, V>(s, plan);
   else
     test_walk<false, V>(s, plan);
 }
 
-void test_plan(const Shape& s, DType dtype) {
+void test_plan(const Sizes& s, DType dtype) {
   Forward p;
   p.dtype = dtype;
   p.x = dense<float>(s, nullptr);
@@ -87,13 +87,13 @@ void test_plan(const Shape& s, DType dtype) {
 
 template <class T>
 struct Problem {
-  Shape shape;
+  Sizes shape;
   DType dtype;
   Buffer<T> x, residual, grad_output;
   std::vector<double> weight, bias;
   Buffer<T> weight_t, bias_t;
 
-  Problem(Random& random, const Shape& s, DType t, double mean, double std)
+  Problem(Random& random, const Sizes& s, DType t, double mean, double std)
       : shape(s),
         dtype(t),
         x(draw(random, size(s), mean, std)),
@@ -190,7 +190,7 @@ void expect_near(const std::vector<T>& got, const std::vector<double>& want, DTy
 }
 
 template <class T>
-void test_forward(Random& random, const Shape& s, DType t, Flags f, double mean, double std) {
+void test_forward(Random& random, const Sizes& s, DType t, Flags f, double mean, double std) {
   Problem<T> q(random, s, t, mean, std);
   std::vector<double> given(2 * s.c, 1.25);
   Forwarded<T> got = forward_cuda(q, f, given), again = forward_cuda(q, f, given);
@@ -213,7 +213,7 @@ template <class T>
 struct Gradients {
   Buffer<T> input, residual;
   Buffer<double> weight, bias;
-  explicit Gradients(const Shape& s) : input(size(s)), residual(size(s)), weight(s.c), bias(s.c) {}
+  explicit Gradients(const Sizes& s) : input(size(s)), residual(size(s)), weight(s.c), bias(s.c) {}
 };
 
 template <class T, class U>
@@ -247,7 +247,7 @@ Gradients<T> backward_cuda(Problem<T>& q, Flags f, std::vector<double>& stats, s
 }
 
 template <class T>
-void test_backward(Random& random, const Shape& s, DType t, Flags f) {
+void test_backward(Random& random, const Sizes& s, DType t, Flags f) {
   Problem<T> q(random, s, t, 0.5, 1);
   std::vector<double> given(2 * s.c, 1.25);
   Forwarded<double> forward = forward_wide(q, f, given);
@@ -281,7 +281,7 @@ void test_backward(Random& random, const Shape& s, DType t, Flags f) {
 }
 
 // The promise of the documentation: outputs within 1e-5 of exact for |mean| / std up to 1e6, in both layouts.
-void test_far_from_zero(Random& random, const Shape& s) {
+void test_far_from_zero(Random& random, const Sizes& s) {
   for (const double ratio : {1e3, 1e4, 1e6}) {
     Problem<float> q(random, s, DType::f32, ratio, 1);
     Forwarded<float> got = forward_cuda(q, {false, false, true}, std::vector<double>(2 * s.c));
@@ -293,7 +293,7 @@ void test_far_from_zero(Random& random, const Shape& s) {
   }
 }
 
-void test_extremes(const Shape& s) {
+void test_extremes(const Sizes& s) {
   const auto statistics = [&](std::vector<float> x) {
     Random random;
     Problem<float> q(random, s, DType::f32, 0, 1);
@@ -330,9 +330,9 @@ void test_extremes(const Shape& s) {
 
 // Every `step`th shape runs; all are cut into blocks.
 template <class T>
-void test_dtype(Random& random, DType t, const std::vector<Shape>& shapes, int step) {
+void test_dtype(Random& random, DType t, const std::vector<Sizes>& shapes, int step) {
   int i = 0;
-  for (const Shape& s : shapes) {
+  for (const Sizes& s : shapes) {
     test_plan(s, t);
     if (i++ % step != 0) continue;
     const Flags f{i % 2 == 1, i % 3 == 1, i % 5 != 4};
@@ -345,7 +345,7 @@ void test_dtype(Random& random, DType t, const std::vector<Shape>& shapes, int s
 
 int main() {
   Random random;
-  std::vector<Shape> shapes;
+  std::vector<Sizes> shapes;
   for (const bool rows : {true, false})
     for (const std::int64_t c : {1, 3, 8, 40})
       for (const std::int64_t inner : {1, 7, 16})

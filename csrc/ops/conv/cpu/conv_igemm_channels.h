@@ -55,11 +55,11 @@ void channels_across(const Task<C>& t, const Block& b, const C* weights, bool fi
   const C* bias = static_cast<const C*>(d.bias);
   TileBlock<C> tiles = block_tiles<C, kForm>(t, b, first);
   tiles.a = t.plan->in_place ? rows_in_place<C>(t, b) : t.work.patches;
-  tiles.lda = t.plan->in_place ? d.axis[2].source_stride : t.plan->joined ? d.axis[2].step * d.red_c : t.ldp;
-  tiles.a_runs = t.work.window + b.tap0 / imax(1, d.axis[2].taps);
+  tiles.lda = t.plan->in_place ? d.axis[2].source_stride : t.plan->copied ? d.axis[2].step * d.red_c : t.ldp;
+  tiles.a_runs = t.work.window + b.tap0 / t.plan->run_taps;
+  tiles.skip = t.plan->copied ? b.c0 : (t.group - t.group0) * d.red_c;
   tiles.a_step = kRows * tiles.lda;
   tiles.table = t.work.table;
-  tiles.skip = (t.group - t.group0) * d.red_c;
   tiles.ldb = tiles.c_step = kCols<C>;
   tiles.b_step = kCols<C> * b.depth();
   tiles.a_pair = d.red_c;
@@ -91,11 +91,11 @@ void run_channels_across(Task<C>& t) {
   const Dense& d = *t.d;
   const Plan<C>& plan = *t.plan;
   const std::int64_t blocks = plan.cut.count();
-  if (plan.joined) {
+  if (plan.copied) {
     const Segment& at = t.work.segments[0];
     const WindowShape shape = window_shape(d, t.pixels / at.len, at.len, d.red_c);
-    joined_rows(d, shape, t.work.window);
-    copy_joined_window<D>(d, shape, at, t.work.patches);
+    copied_runs(d, shape, plan.run_taps, t.work.window);
+    copy_pixels<D>(d, shape, at, t.work.patches);
   }
   for (std::int64_t i = 0; i < blocks; ++i) {
     const Block b = plan.cut.block(i);
@@ -111,7 +111,7 @@ void run_channels_across(Task<C>& t) {
         ++t.group;
         continue;
       }
-      if (plan.joined) {
+      if (plan.copied) {
         channels_across<C, D, Form::strided>(t, b, weights, first, last);
         continue;
       }

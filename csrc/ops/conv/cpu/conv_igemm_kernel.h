@@ -59,7 +59,7 @@ Workspace<C> carve(Arena& arena, const Dense& d, const Plan<C>& plan, std::int64
     w.image_rows = arena.take<Segment>(pixels + 1);
     w.table = arena.take<const C*>(rows * taps);
     w.zeros = arena.take<C>(plan.group_span * plan.cut.channels);
-  } else if (plan.joined) {
+  } else if (plan.copied) {
     w.window = arena.take<std::int64_t>(plan.cut.taps);
     w.patches = arena.take<C>(window_elements(d, plan, pixels));
   } else if (plan.channel_rows) {

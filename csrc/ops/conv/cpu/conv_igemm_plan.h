@@ -14,13 +14,14 @@ struct Plan {
   bool channel_rows;
   bool in_place;     // rows of channels follow each other in the source
   bool indirect;     // they are read through a table of pointers
-  bool joined;       // rows of the window are stretches of a padded copy
+  bool copied;       // they are read from a padded copy, at one distance
   bool paired;       // two groups of a vector of channels each, side by side in a tile
   bool source_rows;  // pixels across: rows of pixels are read where they lie
-  bool windowed;     // a padded copy in place of patches: joined, or rows of pixels, shifted by each tap
+  bool windowed;     // a padded copy in place of patches: copied, or rows of pixels, shifted by each tap
   Cut cut;
-  std::int64_t chain;  // limit of a chain of FMAs
-  std::int64_t span;   // pixels across: packed at a time
+  std::int64_t run_taps;  // copied: taps that are one stretch, a row of the window or one
+  std::int64_t chain;     // limit of a chain of FMAs
+  std::int64_t span;      // pixels across: packed at a time
   std::int64_t pixels, pixel_blocks, channel_blocks;
   std::int64_t plane, unit;  // windowed: tasks are `unit` pixels of a plane, whole rows or a piece of one
   std::int64_t panel;        // output channels per weight panel
@@ -95,13 +96,21 @@ bool source_rows_serve(const Dense& d, const Cut& cut) {
          d.out_c <= kFewFilters && d.src_c * std::int64_t(sizeof(C)) % 1024 != 0;
 }
 
-// Few channels: a row of the window, all of its taps and channels, is one stretch of memory. Groups part it,
-// whatever the stride of a width of one says. Pixels of a padded copy are then at one distance, and need no
-// pointers, which for 10 filters of 5x5x3 took as long as the sums.
+// Few channels: a row of the window, all of its taps and channels, is one stretch of memory.
 inline bool window_rows_join(const Dense& d) {
   const Axis& w = d.axis[2];
-  return d.src_c == 1 && d.groups == 1 && d.red_c <= kMostJoined && w.taps > 1 &&
-         w.taps * d.red_c <= kMaxDepth && w.offset_step == 1 && w.source_stride == d.red_c;
+  return d.red_c <= kMostJoined && w.taps > 1 && w.taps * d.red_c <= kMaxDepth && w.offset_step == 1;
+}
+
+// Whether pixels are read from a padded copy, where neighbours are at one distance: pointers to them, which
+// for 10 filters of 5x5x3 took as long as the sums, are then not needed, nor as many registers. The copy is
+// shared by all filters and taps. A dilated window skips much of its padding by pointers.
+inline bool copy_serves(const Dense& d) {
+  const Axis &h = d.axis[1], &w = d.axis[2];
+  const bool tight = (h.taps < 2 || h.offset_step * h.offset_step == 1) &&
+                     (w.taps < 2 || w.offset_step * w.offset_step == 1);
+  return d.src_c == 1 && d.groups == 1 && w.source_stride == d.red_c && tight &&
+         (window_rows_join(d) || tap_count(d) > 2);
 }
 
 // Whether rows of a padded copy beat packed patches. They need no packing (about 10 cycles per term and panel
@@ -120,11 +129,28 @@ bool window_beats_patches(const Dense& d, const Cut& cut) {
 }
 
 // Tasks of whole rows of one plane, as many as make about kPixelBlock pixels; long rows are cut.
+inline bool rows_are_cut(const Dense& d) { return d.axis[2].out > 2 * kPixelBlock; }
+inline std::int64_t task_lines(const Dense& d) {
+  return rows_are_cut(d) ? 1 : imin(d.axis[1].out, ceil_div(kPixelBlock, d.axis[2].out));
+}
+
+// The padded copy of all channels under a task.
+inline constexpr std::int64_t kCopyBytes = CONVNORM_VECTOR_BYTES == 64 ? 1 << 20 : 256 << 10;  // half of L2
+template <class C>
+std::int64_t copy_bytes(const Dense& d) {
+  const auto span = [](const Axis& a, std::int64_t out) {
+    const std::int64_t reach = (a.taps - 1) * a.offset_step;
+    return (out - 1) * a.step + imax(reach, -reach) + 1;
+  };
+  const std::int64_t width = rows_are_cut(d) ? kPixelBlock : d.axis[2].out;
+  return d.axis[0].taps * span(d.axis[1], task_lines(d)) * span(d.axis[2], width) * d.red_c *
+         std::int64_t(sizeof(C));
+}
+
 template <class C>
 void cut_planes(const Dense& d, Plan<C>& p) {
-  const std::int64_t width = d.axis[2].out, height = d.axis[1].out;
-  const bool pieces = width > 2 * kPixelBlock;
-  const std::int64_t lines = pieces ? 1 : imin(height, ceil_div(kPixelBlock, width));
+  const std::int64_t width = d.axis[2].out, height = d.axis[1].out, lines = task_lines(d);
+  const bool pieces = rows_are_cut(d);
   p.plane = pieces ? width : width * height;
   p.unit = pieces ? kPixelBlock : ceil_div(height, ceil_div(height, lines)) * width;
   p.pixel_blocks = d.n * d.axis[0].out * (pieces ? height : 1) * ceil_div(p.plane, p.unit);
@@ -143,8 +169,9 @@ Plan<C> make_plan(const Dense& d, bool same_type) {
   Plan<C> p{};
   p.channel_rows = d.dst_c == 1 && !(d.out_c == 1 && d.axis[2].out_stride == 1);
   p.pixels = d.n * d.axis[0].out * d.axis[1].out * d.axis[2].out;
-  p.joined = p.channel_rows && p.pixels > 0 && window_rows_join(d);
-  p.cut = make_cut(d, p.channel_rows, p.joined ? d.axis[2].taps : 1);
+  p.copied = p.channel_rows && p.pixels > 0 && copy_serves(d) && copy_bytes<C>(d) <= kCopyBytes;
+  p.run_taps = p.copied && window_rows_join(d) ? d.axis[2].taps : 1;
+  p.cut = make_cut(d, p.channel_rows, p.run_taps);
   p.groups = d.groups;
   p.pixel_blocks = imax(1, ceil_div(p.pixels, kPixelBlock));
   p.panel = p.channel_rows ? kCols<C> : kRows;
@@ -152,11 +179,11 @@ Plan<C> make_plan(const Dense& d, bool same_type) {
   p.weights = p.panels * p.panel * tap_count(d) * d.red_c;
   const bool readable = p.channel_rows && same_type && d.src_c == 1;
   p.in_place = readable && rows_follow(d, p.cut);
-  p.indirect = readable && !p.in_place && !p.joined && d.red_c / p.cut.channel_blocks >= kLeastIndirect;
+  p.indirect = readable && !p.in_place && !p.copied && d.red_c / p.cut.channel_blocks >= kLeastIndirect;
   p.paired = p.indirect && d.out_c == kLanes<C> && p.cut.channel_blocks == 1;
   p.chain = chain(p.cut);
   p.source_rows = !p.channel_rows && same_type && source_rows_serve<C>(d, p.cut);
-  p.windowed = p.joined || (!p.channel_rows && p.pixels > 0 && window_beats_patches<C>(d, p.cut));
+  p.windowed = p.copied || (!p.channel_rows && p.pixels > 0 && window_beats_patches<C>(d, p.cut));
   if (p.windowed) cut_planes(d, p);
   p.span = p.channel_rows ? 0 : pixel_span<C>(d, p.cut);
   p.group_span = p.indirect ? imin(p.groups, kGroupSpan) : 1;

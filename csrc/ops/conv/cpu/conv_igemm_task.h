@@ -16,7 +16,7 @@ struct Workspace {
   C* tiles;                // the buffered ones: a column of tiles after the other
   std::int64_t* offsets;   // of each pixel of the task in the destination
   std::int64_t* channels;  // of each channel of the task, from the first
-  std::int64_t* window;    // windowed: of each term, or joined, of each row of the window, in the copy
+  std::int64_t* window;    // windowed: of each term, or copied, of each run, in the copy
   std::int64_t* lines;     // of the rows of the buffer: multiples of kCols
   Run* runs;
   Segment* segments;
@@ -107,7 +107,7 @@ TileBlock<C> block_tiles(const Task<C>& t, const Block& b, bool first) {
   TileBlock<C> tiles{};
   tiles.columns = 1;
   tiles.depth = b.depth();
-  const std::int64_t taps = t.plan->joined ? t.d->axis[2].taps : 1;
+  const std::int64_t taps = t.plan->run_taps;
   tiles.runs = (b.tap1 - b.tap0) / taps;
   tiles.run = (b.c1 - b.c0) * taps;
   tiles.joined = imax(1, limit / tiles.run);

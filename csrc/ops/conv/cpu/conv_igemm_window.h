@@ -5,9 +5,8 @@
 //   copy[c][d][h][w]     channels of the block, planes under the window, rows and columns that the task needs
 //   P[(c, t)][pixel]  =  copy + rows[(c, t)] + h * pitch + w      for the pixel (h, w) of the task
 //
-// With few channels in NHWC the same copy, with pixels of all channels, is read by rows of the window (taps
-// and channels of one are a stretch): P[pixel][(t_d, t_h), (t_w, c)] = copy + rows[(t_d, t_h)] + h * pitch +
-// w * step * channels + (t_w, c).
+// In NHWC the same copy, with pixels of all channels, is read by taps, or with few channels by rows of the
+// window: P[pixel][(t, c)] = copy + runs[t] + h * pitch + w * step * channels + c.
 //
 // NCHW for unit steps along w. Nothing is packed per tap, but a row of outputs is a unit of tiles: 14 pixels
 // take 16.
@@ -45,7 +44,7 @@ inline WindowShape window_shape(const Dense& d, std::int64_t lines, std::int64_t
 template <class C>
 std::int64_t window_elements(const Dense& d, const Plan<C>& plan, std::int64_t pixels) {
   const std::int64_t width = imin(pixels, d.axis[2].out);
-  if (plan.joined) return window_shape(d, pixels / width, width, d.red_c).channel;
+  if (plan.copied) return window_shape(d, pixels / width, width, d.red_c).channel;
   return plan.cut.most_channels() * window_shape(d, pixels / width, width).channel + kCols<C>;
 }
 
@@ -67,32 +66,11 @@ void copy_padded(C* to, const S* row, std::int64_t first, std::int64_t n, std::i
   zero(to + hi, n - hi);
 }
 
-// The rows under the windows of outputs from (n, d, h, w).
+// The rows under the windows of outputs from (n, d, h, w) of an image, of pixels of `together` channels.
 template <class S, class C>
-void copy_window(const Dense& p, std::int64_t group, const Block& b, const WindowShape& s, const Segment& at,
-                 C* to) {
-  const Axis &ad = p.axis[0], &ah = p.axis[1];
-  const S* src = static_cast<const S*>(p.src) + group * p.red_c * p.src_c + at.n * p.src_n;
-  for (std::int64_t c = b.c0; c < b.c1; ++c)
-    for (std::int64_t i = 0; i < s.planes; ++i) {
-      const std::int64_t in_d = at.d * ad.step + ad.offset + i * ad.offset_step;
-      for (std::int64_t y = 0; y < s.h.size; ++y, to += s.pitch) {
-        const std::int64_t in_h = at.h * ah.step + s.h.first + y;
-        if (in_d < 0 || in_d >= ad.source || in_h < 0 || in_h >= ah.source)
-          zero(to, s.pitch);
-        else
-          copy_padded(to, src + c * p.src_c + in_d * ad.source_stride + in_h * ah.source_stride,
-                      at.w + s.w.first, s.pitch, p.axis[2].source);
-      }
-    }
-  zero(to, kCols<C>);  // what the last tile reads beyond its pixels
-}
-
-// The same for pixels of all channels,
-template <class S, class C>
-void copy_joined_window(const Dense& p, const WindowShape& s, const Segment& at, C* to) {
+void copy_image(const Dense& p, const S* image, const WindowShape& s, const Segment& at,
+                std::int64_t together, C* to) {
   const Axis &ad = p.axis[0], &ah = p.axis[1], &aw = p.axis[2];
-  const S* src = static_cast<const S*>(p.src) + at.n * p.src_n;
   for (std::int64_t i = 0; i < s.planes; ++i) {
     const std::int64_t in_d = at.d * ad.step + ad.offset + i * ad.offset_step;
     for (std::int64_t y = 0; y < s.h.size; ++y, to += s.pitch) {
@@ -100,16 +78,34 @@ void copy_joined_window(const Dense& p, const WindowShape& s, const Segment& at,
       if (in_d < 0 || in_d >= ad.source || in_h < 0 || in_h >= ah.source)
         zero(to, s.pitch);
       else
-        copy_padded(to, src + in_d * ad.source_stride + in_h * ah.source_stride,
-                    (at.w * aw.step + s.w.first) * p.red_c, s.pitch, aw.source * p.red_c);
+        copy_padded(to, image + in_d * ad.source_stride + in_h * ah.source_stride,
+                    (at.w * aw.step + s.w.first) * together, s.pitch, aw.source * together);
     }
   }
 }
 
-// and where the rows of a window start.
-inline void joined_rows(const Dense& d, const WindowShape& s, std::int64_t* rows) {
+// Rows of pixels: the channels of a block, one by one.
+template <class S, class C>
+void copy_window(const Dense& p, std::int64_t group, const Block& b, const WindowShape& s, const Segment& at,
+                 C* to) {
+  const S* image = static_cast<const S*>(p.src) + group * p.red_c * p.src_c + at.n * p.src_n;
+  for (std::int64_t c = b.c0; c < b.c1; ++c, to += s.channel)
+    copy_image(p, image + c * p.src_c, s, at, 1, to);
+  zero(to, kCols<C>);  // what the last tile reads beyond its pixels
+}
+
+// Pixels of all channels,
+template <class S, class C>
+void copy_pixels(const Dense& p, const WindowShape& s, const Segment& at, C* to) {
+  copy_image(p, static_cast<const S*>(p.src) + at.n * p.src_n, s, at, p.red_c, to);
+}
+
+// and where the runs of a window start: its rows, or its taps.
+inline void copied_runs(const Dense& d, const WindowShape& s, std::int64_t run_taps, std::int64_t* runs) {
   for (std::int64_t i = 0; i < d.axis[0].taps; ++i)
-    for (std::int64_t j = 0; j < d.axis[1].taps; ++j) *rows++ = (i * s.h.size + s.h.place(j)) * s.pitch;
+    for (std::int64_t j = 0; j < d.axis[1].taps; ++j)
+      for (std::int64_t k = 0; k < d.axis[2].taps; k += run_taps)
+        *runs++ = (i * s.h.size + s.h.place(j)) * s.pitch + s.w.place(k) * d.red_c;
 }
 
 }  // namespace
