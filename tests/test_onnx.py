@@ -44,6 +44,10 @@ def problems():
         "adaptive_avg_pool2d": {"output_size": 3},
     }.items():
         yield f"{name}-{keywords}", getattr(CF, name), getattr(F, name), {"input": x} | keywords
+    fused = {"input": x, "weight": torch.randn(4, 4, 3, 3), "padding": 1}
+    yield "conv2d_act", CF.conv2d_act, lambda **given: F.conv2d(**given).relu(), fused
+    summed = lambda residual, **given: (F.conv2d(**given) + residual).relu()  # noqa: E731
+    yield "conv2d_act with a residual", CF.conv2d_act, summed, fused | {"residual": torch.randn(2, 4, 9, 12)}
     transposed = {"input": x, "weight": torch.randn(4, 3, 3, 2), "stride": 2, "padding": 1, "output_padding": 1}
     yield "conv_transpose2d", CF.conv_transpose2d, F.conv_transpose2d, transposed | {"groups": 2, "dilation": (1, 2)}
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import fx, nn
 
+from ..nn._hooks import hooked
+
 _OPERATORS = [getattr(operator, f"i{name}") for name in
               ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift",
                "rshift")]  # fmt: skip
@@ -62,7 +64,7 @@ def may_change(node: fx.Node, root: nn.Module) -> bool:
     if node.op == "call_module":
         parts = list(root.get_submodule(str(node.target)).modules())
         ours = all(type(m).__module__.startswith(("torch.nn.", "convnorm.")) for m in parts)
-        return not ours or any(getattr(m, "inplace", False) for m in parts)
+        return not ours or any(getattr(m, "inplace", False) or hooked(m) for m in parts)
     return False
 
 

@@ -89,11 +89,14 @@ struct Dense {
   bool relu;
 };
 
-// The residual of the elements from `to`, which is a pointer into dst; null if there is none.
+// The residual of the elements from `to`, which is a pointer into dst; null if there is none. Each
+// instruction set keeps its own.
+namespace {
 template <class D>
-const D* residual_at(const Dense& d, const D* to) {
+[[maybe_unused]] const D* residual_at(const Dense& d, const D* to) {
   return d.residual ? static_cast<const D*>(d.residual) + (to - static_cast<const D*>(d.dst)) : nullptr;
 }
+}  // namespace
 
 // Forward as one Dense problem; by input as one per residue of the stride; both geometry only, tested by
 // brute force.
