@@ -189,12 +189,14 @@ def test_checkpointing_changes_no_gradient(x, training, use_reentrant):
 
 
 def calls():
-    """(functional's name, tensors and numbers, keyword arguments) for every functional that torch has as well."""
+    """(functional's name, tensors and numbers, keyword arguments) for every functional that torch has as well.
+
+    The dtype of ``conv2d_act`` is that of torch's ``conv2d``."""
     affine, running = [torch.rand(4), torch.rand(4)], [torch.rand(4), torch.rand(4)]
     for n in (1, 2, 3):
         x, weight = torch.rand(2, 4, *[6] * n), torch.rand(4, 4, *[3] * n)
-        for op in ("conv", "conv_transpose"):
-            yield f"{op}{n}d", (x, weight, affine[0]), {}
+        for op in (f"conv{n}d", f"conv{n}d_act", f"conv_transpose{n}d"):
+            yield op, (x, weight, affine[0]), {}
         for op in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool"):
             yield f"{op}{n}d", (x, 2), {}
         for op in ("max_pool", "adaptive_max_pool"):
@@ -247,7 +249,8 @@ def test_autocast_gives_torchs_dtypes(device, to):
                 a.to(next(kinds, rest)) if isinstance(a, torch.Tensor) and a.is_floating_point() else a
                 for a in arguments
             ]
-            ours, theirs = (dtypes_under(device, to, getattr(m, name), mixed, keywords) for m in (CF, F))
+            functions = getattr(CF, name), getattr(F, name.removesuffix("_act"))
+            ours, theirs = (dtypes_under(device, to, function, mixed, keywords) for function in functions)
             # What a batch norm's parameters may be is checked in C++, which fakes do not reach.
             unchecked = device == "cuda" and name == "batch_norm" and theirs is None
             assert ours == theirs or unchecked, f"{name} of {first}, {rest}: {ours}, torch {theirs}"
