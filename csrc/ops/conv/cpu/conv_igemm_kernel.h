@@ -117,7 +117,7 @@ void gemm(const Dense& problem) {
   const std::int64_t packed = plan.groups * (plan.weights + round_up_line<C>(d.out_c));
   C* weights = static_cast<C*>(scratch_bytes(Slot::shared, packed * sizeof(C)));
   d.bias = const_cast<C*>(pack_weights<C, D>(d, plan, weights));
-  const std::int64_t block_pixels = plan.first_pixel(1);
+  const std::int64_t block_pixels = plan.most_pixels();
   const std::int64_t depth = imax(1, plan.cut.depth());  // 0 where no tap reaches
   parallel_for(plan.tasks(), 1, [&](std::int64_t begin, std::int64_t end) {
     Task<C> t{};

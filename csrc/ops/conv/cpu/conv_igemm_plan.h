@@ -51,9 +51,15 @@ struct Plan {
       const std::int64_t of_plane = ceil_div(plane, this->unit);
       return i / of_plane * plane + imin(plane, i % of_plane * this->unit);
     }
-    const std::int64_t unit = channel_rows ? kRows : span;
-    return imin(pixels, ceil_div(pixels, pixel_blocks * unit) * unit * i);
+    return imin(pixels, ceil_div(pixels, tile_pixels()) * i / pixel_blocks * tile_pixels());
   }
+  // Of the longest task.
+  std::int64_t most_pixels() const {
+    if (windowed) return imin(plane, unit);
+    return imin(pixels, ceil_div(ceil_div(pixels, tile_pixels()), pixel_blocks) * tile_pixels());
+  }
+  // Tasks are so many pixels, or a multiple, and differ by no more than that: threads have the same to do.
+  std::int64_t tile_pixels() const { return channel_rows ? kRows : kCols<C>; }
 };
 
 inline constexpr std::int64_t kPixelBlock =
