@@ -6,8 +6,8 @@
 // 16 registers, two more hold the row of b, one the broadcast of a. Twelve independent FMAs also cover the
 // latency (4) times the throughput (2 per cycle) of the FMA units.
 //
-// b is a row per k: ldb elements apart. a and b come in one of six forms:
-//   interleaved  a[k * kRows + m]              packed panels (weights of an NCHW problem)
+// b is a row per k, kCols elements apart. a and b come in one of six forms:
+//   interleaved  a[k * kRows + m]              packed panels (weights of an NCHW problem); rows of b ldb apart
 //   by rows      a[m * lda + k]                rows as they lie in memory, or packed so
 //   indirect     rows[k / run][m][k % run]     a table of pointers: rows of a channels_last image, a run of
 //                                              channels per filter tap, read where they are (padding points
@@ -69,7 +69,11 @@ struct TileBlock {
   std::int64_t joined;          // by runs: how many in a chain
   std::int64_t a_pair, b_pair;  // paired: from the first vector's operands to the second's
   const C* b;
-  std::int64_t ldb, b_step;    // from term to term; from one tile's columns to the next's
+  std::int64_t ldb;            // interleaved: from term to term
+  const C* ahead;              // interleaved: rows of b, ahead_ld apart, that are needed after this block
+  std::int64_t ahead_ld;
+  std::int64_t ahead_lines;    // cache lines of each
+  std::int64_t b_step;         // from one tile's columns to the next's
   const std::int64_t* b_rows;  // windowed: of each term
   C* c;
   const std::int64_t* c_rows;  // row m of tile row i starts at c + c_rows[i * MR + m]
@@ -80,27 +84,38 @@ struct TileBlock {
   bool relu;          // then c = max(0, c)
 };
 
-// acc += a * b over `depth` steps; element (m, k) of a is at a[m][k].
+// Keeps a value that an inner loop reads out of the vector registers.
+template <class V>
+inline void in_general_register(V& value) {
+  asm("" : "+r"(value));
+}
+
+// Inner loops, acc += a * b over `depth` steps. Each leaves the general registers to what it reads: a value
+// that the compiler keeps in a vector register instead takes an FMA unit for a cycle whenever it is read, of
+// the twelve that a step has. Packed panels of b have rows of kCols, a constant.
+
+// Element (m, k) of a at a[m][k]. Counted from the end: one register less.
 template <class C, int MR, int NV>
-inline void accumulate(vec<C> (&acc)[MR][NV], std::int64_t depth, const C* const (&a)[MR], const C* b,
-                       std::int64_t ldb) {
+inline void accumulate(vec<C> (&acc)[MR][NV], std::int64_t depth, const C* const (&a)[MR], const C* b) {
+  const C* end[MR];
+  for (int m = 0; m < MR; ++m) end[m] = a[m] + depth;
 #pragma GCC unroll 4
-  for (std::int64_t k = 0; k < depth; ++k) {
+  for (std::int64_t k = -depth; k < 0; ++k) {
     vec<C> col[NV];
     for (int v = 0; v < NV; ++v) col[v] = load(b + v * kLanes<C>);
     for (int m = 0; m < MR; ++m) {
-      const vec<C> x = splat<C>(a[m][k]);
+      const vec<C> x = splat<C>(end[m][k]);
       for (int v = 0; v < NV; ++v) acc[m][v] += x * col[v];
     }
-    b += ldb;
+    b += kCols<C>;
   }
 }
 
 // The same with element (m, k) of a at a[m * lda + k]: a pointer for every fourth row, the others by its
-// index, so that all fit in registers.
+// index.
 template <class C, int MR, int NV>
 inline void accumulate_strided(vec<C> (&acc)[MR][NV], std::int64_t depth, const C* a, std::int64_t lda,
-                               const C* b, std::int64_t ldb) {
+                               const C* b) {
   constexpr int kFourths = (MR + 3) / 4;
   const C* fourth[kFourths];
   for (int i = 0; i < kFourths; ++i) fourth[i] = a + 4 * i * lda;
@@ -114,24 +129,46 @@ inline void accumulate_strided(vec<C> (&acc)[MR][NV], std::int64_t depth, const 
       const vec<C> x = splat<C>(m % 4 == 3 ? row[thrice] : row[m % 4 * lda]);
       for (int v = 0; v < NV; ++v) acc[m][v] += x * col[v];
     }
-    b += ldb;
+    b += kCols<C>;
   }
 }
 
-// The same with element (m, k) of a at a[k * kRows + m].
+// One step: element m of a at a[m].
 template <class C, int MR, int NV>
-inline void accumulate(vec<C> (&acc)[MR][NV], std::int64_t depth, const C* a, const C* b, std::int64_t ldb) {
-#pragma GCC unroll 4
-  for (std::int64_t k = 0; k < depth; ++k) {
-    vec<C> col[NV];
-    for (int v = 0; v < NV; ++v) col[v] = load(b + v * kLanes<C>);
-    for (int m = 0; m < MR; ++m) {
-      const vec<C> x = splat<C>(a[m]);
-      for (int v = 0; v < NV; ++v) acc[m][v] += x * col[v];
-    }
-    a += kRows;
-    b += ldb;
+inline void add_term(vec<C> (&acc)[MR][NV], const C* a, const C* b) {
+  vec<C> col[NV];
+  for (int v = 0; v < NV; ++v) col[v] = load(b + v * kLanes<C>);
+  for (int m = 0; m < MR; ++m) {
+    const vec<C> x = splat<C>(a[m]);
+    for (int v = 0; v < NV; ++v) acc[m][v] += x * col[v];
   }
+}
+
+// Lines of memory that are needed later, asked for one by one: a core has 16 requests under way at most, and
+// a burst of them would hold up the lines that a sum waits for.
+struct Ahead {
+  const char* line;
+  std::int64_t step;  // 0: there are none
+  void ask() {
+    __builtin_prefetch(line);
+    line += step;
+  }
+};
+
+// Element (m, k) of a at a[k * kRows + m], rows of b ldb apart.
+template <class C, int MR, int NV>
+inline void accumulate(vec<C> (&acc)[MR][NV], std::int64_t depth, const C* a, const C* b, std::int64_t ldb,
+                       Ahead& ahead) {
+#pragma GCC unroll 2
+  for (std::int64_t k = 0; k + 2 <= depth; k += 2) {
+    in_general_register(ldb);
+    ahead.ask();
+    add_term(acc, a, b);
+    add_term(acc, a + kRows, b + ldb);
+    a += 2 * kRows;
+    b += 2 * ldb;
+  }
+  if (depth % 2) add_term(acc, a, b);
 }
 
 // The same with row k of b at b + b_rows[k].
@@ -139,22 +176,16 @@ template <class C, int MR, int NV>
 inline void accumulate(vec<C> (&acc)[MR][NV], std::int64_t depth, const C* a, const C* b,
                        const std::int64_t* b_rows) {
 #pragma GCC unroll 4
-  for (std::int64_t k = 0; k < depth; ++k) {
-    const C* row = b + b_rows[k];
-    vec<C> col[NV];
-    for (int v = 0; v < NV; ++v) col[v] = load(row + v * kLanes<C>);
-    for (int m = 0; m < MR; ++m) {
-      const vec<C> x = splat<C>(a[m]);
-      for (int v = 0; v < NV; ++v) acc[m][v] += x * col[v];
-    }
-    a += kRows;
+  for (std::int64_t k = 0; k < depth; ++k, a += kRows) {
+    in_general_register(b);
+    add_term(acc, a, b + b_rows[k]);
   }
 }
 
 // Rows by pointers, two groups: the second vector of columns has its own a and b.
 template <class C, int MR>
 inline void accumulate(vec<C> (&acc)[MR][2], std::int64_t depth, const C* const (&a)[MR], std::int64_t a_pair,
-                       const C* b, std::int64_t b_pair, std::int64_t ldb) {
+                       const C* b, std::int64_t b_pair) {
 #pragma GCC unroll 4
   for (std::int64_t k = 0; k < depth; ++k) {
     const vec<C> col[2] = {load(b), load(b + b_pair)};
@@ -162,7 +193,7 @@ inline void accumulate(vec<C> (&acc)[MR][2], std::int64_t depth, const C* const 
       acc[m][0] += splat<C>(a[m][k]) * col[0];
       acc[m][1] += splat<C>(a[m][k + a_pair]) * col[1];
     }
-    b += ldb;
+    b += kCols<C>;
   }
 }
 
@@ -208,19 +239,19 @@ inline void clear(vec<C> (&acc)[MR][NV]) {
 // One tile of a packed a, from tile_a.
 template <class C, int MR, int NV, Form kForm>
 [[gnu::always_inline]] inline void packed_tile(const TileBlock<C>& t, const C* tile_a, const C* b, C* c,
-                                               const std::int64_t* c_rows, const C* bias) {
-  const std::int64_t piece = t.piece, ldb = t.ldb;
+                                               const std::int64_t* c_rows, const C* bias, Ahead ahead) {
+  const std::int64_t piece = t.piece, ldb = kForm == Form::interleaved ? t.ldb : kCols<C>;
   Start start = t.start;
   for (std::int64_t k = 0;;) {
     const std::int64_t n = imin(piece, t.depth - k);
     vec<C> acc[MR][NV];
     clear<C>(acc);
     if constexpr (kForm == Form::interleaved) {
-      accumulate(acc, n, tile_a + k * kRows, b, ldb);
+      accumulate(acc, n, tile_a + k * kRows, b, ldb, ahead);
     } else if constexpr (kForm == Form::windowed) {
       accumulate(acc, n, tile_a + k * kRows, b, t.b_rows + k);
     } else {
-      accumulate_strided(acc, n, tile_a + k, t.lda, b, ldb);
+      accumulate_strided(acc, n, tile_a + k, t.lda, b);
     }
     k += n;
     const bool last = k >= t.depth;
@@ -235,8 +266,8 @@ template <class C, int MR, int NV, Form kForm>
 template <class C, int MR, int NV, Form kForm>
 [[gnu::noinline]] void tile_by_runs(const TileBlock<C>& t, const C* const* table, const C* tile_a, const C* b,
                                     C* c, const std::int64_t* c_rows, const C* bias) {
-  const std::int64_t ldb = t.ldb, run = t.run, skip = t.skip, piece = t.piece, runs = t.runs,
-                     joined = t.joined;
+  constexpr std::int64_t ldb = kCols<C>;
+  const std::int64_t run = t.run, skip = t.skip, piece = t.piece, runs = t.runs, joined = t.joined;
   Start start = t.start;
   std::int64_t r = 0;
   do {
@@ -246,7 +277,7 @@ template <class C, int MR, int NV, Form kForm>
       clear<C>(acc);
       for (std::int64_t j = r; j < end; ++j) {
         if constexpr (kForm == Form::strided) {
-          accumulate_strided(acc, n, tile_a + t.a_runs[j] + skip + i, t.lda, b + (j * run + i) * ldb, ldb);
+          accumulate_strided(acc, n, tile_a + t.a_runs[j] + skip + i, t.lda, b + (j * run + i) * ldb);
           continue;
         }
         const C* const* rows = table + j * kRows;
@@ -254,15 +285,24 @@ template <class C, int MR, int NV, Form kForm>
         const C* a[MR];
         for (int m = 0; m < MR; ++m) a[m] = rows[m] + skip + i;
         if constexpr (kForm == Form::paired)
-          accumulate(acc, n, a, t.a_pair, b + (j * run + i) * ldb, t.b_pair, ldb);
+          accumulate(acc, n, a, t.a_pair, b + (j * run + i) * ldb, t.b_pair);
         else
-          accumulate(acc, n, a, b + (j * run + i) * ldb, ldb);
+          accumulate(acc, n, a, b + (j * run + i) * ldb);
       }
       fold(acc, t, c, c_rows, start, bias, end == runs && i + n >= run);
       start = Start::add_to_c;
     }
     r += joined;
   } while (r < runs);
+}
+
+// What tile i of a block asks for, a line every other term: one of the lines of every other row.
+template <class C>
+inline Ahead lines_ahead(const TileBlock<C>& t, const C* a, std::int64_t i) {
+  constexpr std::int64_t line = 64 / sizeof(C);
+  if (i / 2 >= t.ahead_lines) return {reinterpret_cast<const char*>(a), 0};
+  return {reinterpret_cast<const char*>(t.ahead + i % 2 * t.ahead_ld + i / 2 * line),
+          2 * t.ahead_ld * static_cast<std::int64_t>(sizeof(C))};
 }
 
 template <class C, int MR, int NV, Form kForm>
@@ -280,7 +320,8 @@ void run_tiles(const TileBlock<C>& t) {
       if constexpr (by_runs(kForm))
         tile_by_runs<C, MR, NV, kForm>(t, table, a, t.b + j * t.b_step, c, c_rows, tile_bias);
       else
-        packed_tile<C, MR, NV, kForm>(t, a, t.b + j * t.b_step, c, c_rows, tile_bias);
+        packed_tile<C, MR, NV, kForm>(t, a, t.b + j * t.b_step, c, c_rows, tile_bias,
+                                      lines_ahead(t, a, i * t.columns + j));
     }
     a += t.a_step;
     if constexpr (by_runs(kForm)) table += t.runs * kRows;

@@ -102,7 +102,7 @@ void multiply_columns(const Col2imTask<C>& t, const C* rows, std::int64_t lda, c
   tiles.piece = piece_length(m.filters, chain_limit(m.filters));
   tiles.lda = lda;
   tiles.a_step = kRows * lda;
-  tiles.ldb = tiles.c_step = kCols<C>;
+  tiles.c_step = kCols<C>;
   tiles.b_step = kCols<C> * m.filters;
   tiles.start = Start::zero;
   const auto& fn = kTiles<C, Form::by_rows>.fn;

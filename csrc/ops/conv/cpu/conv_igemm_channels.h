@@ -60,7 +60,7 @@ void channels_across(const Task<C>& t, const Block& b, const C* weights, bool fi
   tiles.skip = t.plan->copied ? b.c0 : (t.group - t.group0) * d.red_c;
   tiles.a_step = kRows * tiles.lda;
   tiles.table = t.work.table;
-  tiles.ldb = tiles.c_step = kCols<C>;
+  tiles.c_step = kCols<C>;
   tiles.b_step = kCols<C> * b.depth();
   tiles.a_pair = d.red_c;
   tiles.b_pair = t.plan->weights;

@@ -100,14 +100,29 @@ const C* source_pixels(const Task<C>& t, const Block& b, std::int64_t x) {
          at.w;
 }
 
+// Tells a block's tiles what is read after the pixels [x, end): the next block's rows of them, where the
+// blocks take turns, else the next pixels, also those of the next task.
+template <class C>
+void look_ahead(const Task<C>& t, TileBlock<C>& tiles, std::int64_t i, std::int64_t x, std::int64_t end) {
+  const Plan<C>& plan = *t.plan;
+  const bool turns = plan.by_span(), same = turns && i + 1 < plan.cut.count();
+  const std::int64_t next = same ? x : end, n = imin(end - x, plan.pixels - t.pixel0 - next);
+  tiles.ahead_ld = t.d->src_c;
+  tiles.ahead_lines = plan.pixel_rows && n > 0 ? ceil_div(n * std::int64_t(sizeof(C)), 64) : 0;
+  if (tiles.ahead_lines > 0) tiles.ahead = source_pixels(t, plan.cut.block(same ? i + 1 : turns ? 0 : i), next);
+}
+
+// The pixels [begin, end) of the task, under block i of the sum.
 template <class C, class D>
-void pixels_across(const Task<C>& t, const Block& b, const C* weights, std::int64_t begin, std::int64_t end,
-                   bool first, bool last) {
+void pixels_across(const Task<C>& t, std::int64_t i, std::int64_t begin, std::int64_t end) {
   const Dense& d = *t.d;
+  const Block b = t.plan->cut.block(i);
+  const bool last = i + 1 == t.plan->cut.count();
   const std::int64_t span = t.plan->span, channels = task_channels(t);
-  TileBlock<C> tiles = channel_tiles<C, Form::interleaved>(t, b, weights, first);
+  TileBlock<C> tiles = channel_tiles<C, Form::interleaved>(t, b, block_weights(t, b), i == 0);
   for (std::int64_t x0 = begin; x0 < end; x0 += span) {
     const std::int64_t x1 = imin(end, x0 + span);
+    look_ahead(t, tiles, i, x0, x1);
     bool packed = false;
     for (std::int64_t x = x0; x < x1;) {
       const std::int64_t direct = direct_pixels<C, D>(t.work.offsets + x, x1 - x);
@@ -118,21 +133,24 @@ void pixels_across(const Task<C>& t, const Block& b, const C* weights, std::int6
       tiles.ldb = in_place ? d.src_c : span;
       C* buffer = direct > 0 ? nullptr : t.work.tiles + x * channels;
       pixel_columns<C, D, Form::interleaved>(t, tiles, x, n, buffer, last);
+      tiles.ahead_lines = 0;
       x += n;
     }
   }
 }
 
-// All pixels of a task whose rows are read from a padded copy, a row of outputs at a time.
+// All pixels of a task under block i, whose rows are read from a padded copy, a row of outputs at a time.
 template <class C, class D>
-void windows_across(const Task<C>& t, const Block& b, const C* weights, bool first, bool last) {
+void windows_across(const Task<C>& t, std::int64_t i) {
   const Dense& d = *t.d;
+  const Block b = t.plan->cut.block(i);
+  const bool last = i + 1 == t.plan->cut.count();
   const Segment& at = t.work.segments[0];
   const std::int64_t width = at.len, lines = t.pixels / width, channels = task_channels(t);
   const WindowShape shape = window_shape(d, lines, width);
   window_rows(d, b, shape, t.work.window);
   copy_window<D>(d, t.group, b, shape, at, t.work.patches);
-  TileBlock<C> tiles = channel_tiles<C, Form::windowed>(t, b, weights, first);
+  TileBlock<C> tiles = channel_tiles<C, Form::windowed>(t, b, block_weights(t, b), i == 0);
   tiles.b_rows = t.work.window;
   const std::int64_t whole = std::is_same_v<C, D> ? width / kCols<C> * kCols<C> : 0;
   C* buffer = t.work.tiles;
@@ -154,18 +172,14 @@ void windows_across(const Task<C>& t, const Block& b, const C* weights, bool fir
 template <class C, class D>
 void run_pixels_across(Task<C>& t) {
   const Plan<C>& plan = *t.plan;
-  const bool by_span = plan.weights_in_l2() && !plan.windowed;
-  const std::int64_t blocks = plan.cut.count(), step = by_span ? plan.span : t.pixels;
+  const std::int64_t blocks = plan.cut.count(), step = plan.by_span() ? plan.span : t.pixels;
   for (t.group = t.group0; t.group < t.group1; ++t.group)
     for (std::int64_t x = 0; x < t.pixels; x += step)
       for (std::int64_t i = 0; i < blocks; ++i) {
-        const Block b = plan.cut.block(i);
-        const C* weights = block_weights(t, b);
-        const bool first = i == 0, last = i + 1 == blocks;
         if (plan.windowed)
-          windows_across<C, D>(t, b, weights, first, last);
+          windows_across<C, D>(t, i);
         else
-          pixels_across<C, D>(t, b, weights, x, imin(t.pixels, x + step), first, last);
+          pixels_across<C, D>(t, i, x, imin(t.pixels, x + step));
       }
 }
 

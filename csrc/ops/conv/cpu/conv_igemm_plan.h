@@ -16,7 +16,8 @@ struct Plan {
   bool indirect;     // they are read through a table of pointers
   bool copied;       // they are read from a padded copy, at one distance
   bool paired;       // two groups of a vector of channels each, side by side in a tile
-  bool source_rows;  // pixels across: rows of pixels are read where they lie
+  bool pixel_rows;   // pixels across: all that is packed of a channel is a row of the source's pixels
+  bool source_rows;  // and it is read where it lies
   bool windowed;     // a padded copy in place of patches: copied, or rows of pixels, shifted by each tap
   Cut cut;
   std::int64_t run_taps;  // copied: taps that are one stretch, a row of the window or one
@@ -39,6 +40,8 @@ struct Plan {
     return b.depth() * panels * panel * std::int64_t(sizeof(C)) <= kWeightBytes;
   }
   bool weights_in_l2() const { return weights * std::int64_t(sizeof(C)) <= kWeightBytes; }
+  // Pixels across: all blocks of a span before the next span.
+  bool by_span() const { return weights_in_l2() && !windowed; }
   std::int64_t tasks() const { return group_blocks() * channel_blocks * pixel_blocks; }
 
   // Channels of panel i. Interleaved panels are balanced (20 = 5+5+5+5, not 6+6+6+2): narrow tiles run
@@ -69,8 +72,6 @@ inline constexpr std::int64_t kLeastIndirect = 8;   // shorter runs of channels 
 
 inline constexpr std::int64_t kMostJoined = 32;  // channels, up to which window rows are joined
 
-inline constexpr std::int64_t kFewFilters = 128;  // up to here rows of pixels may be read in place
-
 inline constexpr std::int64_t kGroupSpan = 8;  // groups that share one table of pointers
 
 // Pixels packed at a time, so that they stay in L1: the more, the longer the rows that are written in turn,
@@ -93,13 +94,12 @@ inline bool rows_follow(const Dense& d, const Cut& cut) {
   return pixels_follow(d, cut) && (d.n == 1 || d.src_n == w.out * w.source_stride);
 }
 
-// A 1x1 problem whose rows of pixels are read where they lie. Packing costs a sixth of the time of 64 filters
-// with 64-byte vectors; with more filters it is shared, and with narrower vectors the rows, a page each, cost
-// as much. Rows that fall into few sets of L1 would push each other out.
+// Whether rows of pixels are read where they lie. Packing costs a sixth of the time of 64 filters with
+// 64-byte vectors; with more filters it is shared, and with narrower vectors the rows, a page each, cost as
+// much. Rows that fall into few sets of L1 would push each other out.
 template <class C>
-bool source_rows_serve(const Dense& d, const Cut& cut) {
-  return CONVNORM_VECTOR_BYTES == 64 && pixels_follow(d, cut) && d.axis[2].source_stride == 1 &&
-         d.out_c <= kFewFilters && d.src_c * std::int64_t(sizeof(C)) % 1024 != 0;
+bool source_rows_serve(const Dense& d) {
+  return CONVNORM_VECTOR_BYTES == 64 && d.out_c <= kFewFilters && d.src_c * std::int64_t(sizeof(C)) % 1024 != 0;
 }
 
 // Few channels: a row of the window, all of its taps and channels, is one stretch of memory.
@@ -188,10 +188,14 @@ Plan<C> make_plan(const Dense& d, bool same_type) {
   p.indirect = readable && !p.in_place && !p.copied && d.red_c / p.cut.channel_blocks >= kLeastIndirect;
   p.paired = p.indirect && d.out_c == kLanes<C> && p.cut.channel_blocks == 1;
   p.chain = chain(p.cut);
-  p.source_rows = !p.channel_rows && same_type && source_rows_serve<C>(d, p.cut);
+  p.pixel_rows = !p.channel_rows && same_type && pixels_follow(d, p.cut) && d.axis[2].source_stride == 1;
+  p.source_rows = p.pixel_rows && source_rows_serve<C>(d);
   p.windowed = p.copied || (!p.channel_rows && p.pixels > 0 && window_beats_patches<C>(d, p.cut));
   if (p.windowed) cut_planes(d, p);
-  p.span = p.channel_rows ? 0 : pixel_span<C>(d, p.cut);
+  if (!p.channel_rows) {
+    const std::int64_t most = imax(1, p.most_pixels()), spans = ceil_div(most, pixel_span<C>(d, p.cut));
+    p.span = ceil_div(ceil_div(most, spans), kCols<C>) * kCols<C>;
+  }
   p.group_span = p.indirect ? imin(p.groups, kGroupSpan) : 1;
   // Few pixels: cut channels too, so that each thread has two tasks. An element's sum is the same in any cut.
   const std::int64_t threads = parallel_width();

@@ -136,7 +136,7 @@ void weight_tiles(const WeightTask<C>& t, const Block& b, std::int64_t pixels, s
     const std::int64_t vectors = ceil_div(imin(kCols<C>, columns - n), kLanes<C>);
     tiles.a = plan.channel_rows ? t.gout : t.patches;
     tiles.b = plan.channel_rows ? t.patches + n : t.gout + n * pixels;
-    tiles.ldb = plan.channel_rows ? ldp : kCols<C>;
+    tiles.ldb = ldp;  // interleaved only
     tiles.c = part + n;
     tiles.rows = rows / height;
     if (tiles.rows > 0) fn[height][vectors](tiles);

@@ -97,7 +97,6 @@ inline void multiply(const WinogradPlan& p, const float* v, std::int64_t tiles, 
   block.piece = piece_length(c1 - c0, chain_limit(p.v_row));
   block.lda = p.v_row;
   block.a_step = kRows * p.v_row;
-  block.ldb = kPanel;
   block.start = c0 == 0 ? Start::zero : Start::add_to_c;
   std::int64_t rows[kMostTiles];
   for (std::int64_t t = 0; t < tiles; ++t) rows[t] = t * kPanel;
