@@ -7,14 +7,15 @@
 // latency (4) times the throughput (2 per cycle) of the FMA units.
 //
 // b is a row per k, kCols elements apart. a and b come in one of six forms:
-//   interleaved  a[k * kRows + m]              packed panels (weights of an NCHW problem); rows of b ldb apart
+//   interleaved  a[k * lda + m]                packed panels (weights of an NCHW problem), where lda is kRows, or
+//                                              rows as they lie in memory; rows of b ldb apart
 //   by rows      a[m * lda + k]                rows as they lie in memory, or packed so
 //   indirect     rows[k / run][m][k % run]     a table of pointers: rows of a channels_last image, a run of
 //                                              channels per filter tap, read where they are (padding points
 //                                              to zeros, or null in m = 0 where all rows are padding)
 //   strided      a[m * lda + a_runs[k / run] + k % run]     runs of rows at one distance: windows of a copy
 //   paired       indirect, with a second a and b for the second vector of columns: two groups side by side
-//   windowed     a interleaved; row k of b at b + b_rows[k]: rows of a padded image, shifted by each tap
+//   windowed     a packed, interleaved; row k of b at b + b_rows[k]: rows of a padded image, shifted by each tap
 //
 // Include after cpu/vec.h.
 #pragma once
@@ -60,7 +61,7 @@ struct TileBlock {
   std::int64_t depth;  // length of the sum
   std::int64_t piece;  // piece_length of depth, or of run
   const C* a;
-  std::int64_t lda;             // by rows and strided: from row to row
+  std::int64_t lda;             // by rows and strided: from row to row; interleaved: from term to term
   std::int64_t a_step;          // from one tile's rows to the next's
   const C* const* table;        // indirect: kRows pointers per run, tile after tile
   const std::int64_t* a_runs;   // strided: where each run starts in a row
@@ -155,17 +156,18 @@ struct Ahead {
   }
 };
 
-// Element (m, k) of a at a[k * kRows + m], rows of b ldb apart.
+// Element (m, k) of a at a[k * lda + m], rows of b ldb apart.
 template <class C, int MR, int NV>
-inline void accumulate(vec<C> (&acc)[MR][NV], std::int64_t depth, const C* a, const C* b, std::int64_t ldb,
-                       Ahead& ahead) {
+inline void accumulate(vec<C> (&acc)[MR][NV], std::int64_t depth, const C* a, std::int64_t lda, const C* b,
+                       std::int64_t ldb, Ahead& ahead) {
 #pragma GCC unroll 2
   for (std::int64_t k = 0; k + 2 <= depth; k += 2) {
+    in_general_register(lda);
     in_general_register(ldb);
     ahead.ask();
     add_term(acc, a, b);
-    add_term(acc, a + kRows, b + ldb);
-    a += 2 * kRows;
+    add_term(acc, a + lda, b + ldb);
+    a += 2 * lda;
     b += 2 * ldb;
   }
   if (depth % 2) add_term(acc, a, b);
@@ -247,7 +249,7 @@ template <class C, int MR, int NV, Form kForm>
     vec<C> acc[MR][NV];
     clear<C>(acc);
     if constexpr (kForm == Form::interleaved) {
-      accumulate(acc, n, tile_a + k * kRows, b, ldb, ahead);
+      accumulate(acc, n, tile_a + k * t.lda, t.lda, b, ldb, ahead);
     } else if constexpr (kForm == Form::windowed) {
       accumulate(acc, n, tile_a + k * kRows, b, t.b_rows + k);
     } else {

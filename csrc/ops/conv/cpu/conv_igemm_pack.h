@@ -46,13 +46,13 @@ inline std::int64_t tap_count(const Dense& d) { return d.axis[0].taps * d.axis[1
 // channels, whose source rows stay in L1, and with a single tap few channels, so that as many pixels of each
 // can be copied, or asked for, in one go. Wider tiles are written sooner: that many more channels.
 inline constexpr std::int64_t kFewFilters = 128;  // up to here rows of pixels may be read in place
-inline std::int64_t single_tap_depth(const Dense& d) {
+inline std::int64_t most_depth(const Dense& d, bool channel_rows) {
+  if (channel_rows || tap_count(d) > 1) return kMaxDepth;
   return CONVNORM_VECTOR_BYTES == 64 && d.out_c > kFewFilters ? 128 : 64;
 }
 
-inline Cut make_cut(const Dense& d, bool channel_rows, std::int64_t row = 1) {
+inline Cut make_cut(const Dense& d, bool channel_rows, std::int64_t most, std::int64_t row = 1) {
   Cut cut{tap_count(d), d.red_c, row, 1, 1};
-  const std::int64_t most = cut.taps == 1 && !channel_rows ? single_tap_depth(d) : kMaxDepth;
   const std::int64_t rows = cut.taps / row;
   const std::int64_t inner = channel_rows ? cut.channels * row : cut.taps;
   const std::int64_t outer = channel_rows ? rows : cut.channels;

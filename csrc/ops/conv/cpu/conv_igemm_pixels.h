@@ -34,6 +34,7 @@ TileBlock<C> channel_tiles(const Task<C>& t, const Block& b, const C* weights, b
   const Dense& d = *t.d;
   TileBlock<C> tiles = block_tiles<C, kForm>(t, b, first);
   tiles.a = weights + t.panel0 * kRows * b.depth();
+  tiles.lda = kRows;
   tiles.a_step = kRows * b.depth();
   tiles.b_step = tiles.c_step = kCols<C>;
   if (d.bias)

@@ -177,7 +177,7 @@ Plan<C> make_plan(const Dense& d, bool same_type) {
   p.pixels = d.n * d.axis[0].out * d.axis[1].out * d.axis[2].out;
   p.copied = p.channel_rows && p.pixels > 0 && copy_serves(d) && copy_bytes<C>(d) <= kCopyBytes;
   p.run_taps = p.copied && window_rows_join(d) ? d.axis[2].taps : 1;
-  p.cut = make_cut(d, p.channel_rows, p.run_taps);
+  p.cut = make_cut(d, p.channel_rows, most_depth(d, p.channel_rows), p.run_taps);
   p.groups = d.groups;
   p.pixel_blocks = imax(1, ceil_div(p.pixels, kPixelBlock));
   p.panel = p.channel_rows ? kCols<C> : kRows;

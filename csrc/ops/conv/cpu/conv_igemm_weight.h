@@ -4,7 +4,8 @@
 // The same tiles and the same patches as forward, with pixels as the long dimension:
 //
 //   NCHW:  tile rows = r (P[r][pixel], by rows), columns = k (gout packed to [k / 16][pixel][16])
-//   NHWC:  tile rows = k (gout packed to [k / 6][pixel][6], interleaved), columns = r (P[pixel][r])
+//   NHWC:  tile rows = k (gout packed to [k / 6][pixel][6], interleaved; read in place where it would be read
+//          by few columns), columns = r (P[pixel][r])
 //
 //   for task = (group, block of r, block of k, split of the pixels):     in parallel, by shape alone
 //     for chunk of 192 pixels:  pack patches and gout (L2), run tiles, adding to the task's part of the sum
@@ -20,10 +21,15 @@ inline constexpr std::int64_t kChunk = 192;  // pixels per pass: patches and gou
 inline constexpr std::int64_t kLeastSplit = 4 * kChunk;
 inline constexpr std::int64_t kWantedWeightTasks = 16;
 inline constexpr std::int64_t kOutBlock = 256;  // output channels per task
+// Of a block of r, for each of which gout is packed again: what lets its patches fit half of L2.
+inline constexpr std::int64_t kWeightDepth = CONVNORM_VECTOR_BYTES == 64 ? 512 : 320;
+inline constexpr std::int64_t kLeastDepth = 64;
+inline constexpr std::int64_t kFewColumns = 4;  // of tiles: more are worth packing gout for
 
 template <class C>
 struct WeightPlan {
   bool channel_rows;
+  bool gout_in_place;
   Cut cut;
   std::int64_t pixels, splits, out_blocks, groups;
   std::int64_t lanes;     // output channels of a packed gout panel,
@@ -38,19 +44,35 @@ struct WeightPlan {
   std::int64_t first_pixel(std::int64_t split) const { return pixels * split / splits; }
 };
 
+// The pixels of gout are at one distance.
+inline bool out_pixels_follow(const Dense& d) {
+  const Axis* a = d.axis;
+  const std::int64_t row = a[2].out * a[2].out_stride, plane = a[1].out * row;
+  return (a[1].out == 1 || a[1].out_stride == row) && (a[0].out == 1 || a[0].out_stride == plane) &&
+         (d.n == 1 || d.dst_n == a[0].out * plane);
+}
+
 template <class C>
-WeightPlan<C> make_weight_plan(const Dense& d) {
+WeightPlan<C> make_weight_plan(const Dense& d, bool same_type) {
   WeightPlan<C> p{};
   p.channel_rows = d.src_c == 1 && !(d.red_c == 1 && d.axis[2].source_stride == 1);
-  p.cut = make_cut(d, p.channel_rows);
   p.groups = d.groups;
   p.pixels = d.n * d.axis[0].out * d.axis[1].out * d.axis[2].out;
   p.width = p.channel_rows ? kRows : kCols<C>;
   p.lanes = p.channel_rows ? ceil_div(d.out_c, ceil_div(d.out_c, kRows)) : kCols<C>;  // tiles of equal height
   p.out_blocks = ceil_div(d.out_c, kOutBlock);
-  const std::int64_t wanted = ceil_div(kWantedWeightTasks, p.groups * p.cut.count() * p.out_blocks);
+  const std::int64_t least = ceil_div(tap_count(d) * d.red_c, kLeastDepth);
+  const std::int64_t wanted = ceil_div(kWantedWeightTasks, p.groups * p.out_blocks * least);
   p.splits = imax(1, imin(wanted, p.pixels / kLeastSplit));
+  // Shorter blocks where threads would have nothing to do; an element's sum is the same in any.
+  std::int64_t most = kWeightDepth;
+  do {
+    p.cut = make_cut(d, p.channel_rows, most);
+    most /= 2;
+  } while (p.tasks() < 2 * parallel_width() && most >= kLeastDepth);
   p.depth = p.cut.depth();
+  p.gout_in_place = p.channel_rows && same_type && d.dst_c == 1 && out_pixels_follow(d) &&
+                    tap_count(d) * d.red_c <= kFewColumns * kCols<C>;
   const std::int64_t out = ceil_div(d.out_c, p.lanes) * p.lanes;
   p.rows = p.channel_rows ? out : p.cut.count() * p.depth;
   p.ld = p.channel_rows ? p.cut.count() * round_up_line<C>(p.depth) : out;
@@ -98,44 +120,58 @@ void pack_gout_panel(const Dense& d, std::int64_t group, std::int64_t k0, std::i
   }
 }
 
-// Sums of the columns of panel[pixels][width]: four short sums per lane, joined in double.
+// Sums of the first `lanes` columns of panel[pixels][width]: four short sums per lane, joined in double.
 template <class C>
 void add_bias_sums(const C* panel, std::int64_t pixels, std::int64_t lanes, std::int64_t width,
                    double* sums) {
   constexpr int L = kLanes<C>, kParts = 4;
   for (std::int64_t v = 0; v < lanes; v += L) {
+    const std::int64_t n = imin(L, lanes - v);
+    const auto get = [&](std::int64_t x) {
+      const C* at = panel + x * width + v;
+      return n == L ? load(at) : load_n(at, n);
+    };
     vec<C> part[kParts];
     for (int i = 0; i < kParts; ++i) part[i] = vec<C>{};
     std::int64_t x = 0;
     for (; x + kParts <= pixels; x += kParts)
-      for (int i = 0; i < kParts; ++i) part[i] += load(panel + (x + i) * width + v);
-    for (; x < pixels; ++x) part[0] += load(panel + x * width + v);
-    for (std::int64_t o = 0; o < imin(L, lanes - v); ++o)
+      for (int i = 0; i < kParts; ++i) part[i] += get(x + i);
+    for (; x < pixels; ++x) part[0] += get(x);
+    for (std::int64_t o = 0; o < n; ++o)
       for (int i = 0; i < kParts; ++i) sums[v + o] += double(part[i][o]);
   }
 }
 
+// Where gout has the channels of the task at pixel x.
 template <class C>
-void weight_tiles(const WeightTask<C>& t, const Block& b, std::int64_t pixels, std::int64_t ldp, bool first) {
+const C* out_pixels(const WeightTask<C>& t, std::int64_t x) {
+  const Dense& d = *t.d;
+  return static_cast<const C*>(d.dst) + x * d.axis[2].out_stride + t.group * d.out_c + t.k0;
+}
+
+template <class C>
+void weight_tiles(const WeightTask<C>& t, const Block& b, std::int64_t at, std::int64_t pixels,
+                  std::int64_t ldp) {
   const WeightPlan<C>& plan = *t.plan;
+  const C* gout = plan.gout_in_place ? out_pixels(t, at) : t.gout;
   TileBlock<C> tiles{};
   tiles.columns = 1;
   tiles.depth = pixels;
   tiles.piece = piece_length(pixels, chain_limit(t.pixel1 - t.pixel0));
-  tiles.start = first ? Start::zero : Start::add_to_c;
+  tiles.start = at == t.pixel0 ? Start::zero : Start::add_to_c;
   const std::int64_t r = b.depth(), k = t.k1 - t.k0;
   const std::int64_t columns = plan.channel_rows ? r : k, rows = plan.channel_rows ? k : r;
   C* part = plan.channel_rows ? t.part + t.k0 * plan.ld + t.block * round_up_line<C>(plan.depth)
                               : t.part + t.block * plan.depth * plan.ld + t.k0;
-  tiles.lda = ldp;
-  tiles.a_step = plan.channel_rows ? kRows * pixels : kRows * ldp;
+  tiles.lda = plan.gout_in_place ? t.d->axis[2].out_stride : plan.channel_rows ? kRows : ldp;
+  tiles.a_step = plan.gout_in_place ? plan.lanes : kRows * (plan.channel_rows ? pixels : ldp);
   tiles.c_rows = t.lines;
   const std::int64_t height = plan.channel_rows ? plan.lanes : kRows;
   const auto& fn = plan.channel_rows ? kTiles<C, Form::interleaved>.fn : kTiles<C, Form::by_rows>.fn;
   for (std::int64_t n = 0; n < columns; n += kCols<C>) {
     const std::int64_t vectors = ceil_div(imin(kCols<C>, columns - n), kLanes<C>);
-    tiles.a = plan.channel_rows ? t.gout : t.patches;
-    tiles.b = plan.channel_rows ? t.patches + n : t.gout + n * pixels;
+    tiles.a = plan.channel_rows ? gout : t.patches;
+    tiles.b = plan.channel_rows ? t.patches + n : gout + n * pixels;
     tiles.ldb = ldp;  // interleaved only
     tiles.c = part + n;
     tiles.rows = rows / height;
@@ -174,13 +210,16 @@ void run_weight_task(const WeightTask<C>& t) {
       pack_channel_rows<S, C>(d, t.group, b, t.segments, count, t.patches, ldp);
     else
       pack_pixel_chunk<S>(t, b, x, pixels, ldp);
-    for (std::int64_t k = t.k0; k < t.k1; k += plan.lanes) {
+    const bool sum = t.bias_part && t.block == 0;
+    for (std::int64_t k = t.k0; k < t.k1 && !plan.gout_in_place; k += plan.lanes) {
       C* panel = t.gout + (k - t.k0) / plan.lanes * plan.width * pixels;
       const std::int64_t lanes = imin(plan.lanes, t.k1 - k);
       pack_gout_panel<S, C>(d, t.group, k, lanes, plan.width, t.segments, count, panel);
-      if (t.bias_part && t.block == 0) add_bias_sums(panel, pixels, lanes, plan.width, t.bias_part + k);
+      if (sum) add_bias_sums(panel, pixels, lanes, plan.width, t.bias_part + k);
     }
-    weight_tiles(t, b, pixels, ldp, x == t.pixel0);
+    if (plan.gout_in_place && sum)
+      add_bias_sums(out_pixels(t, x), pixels, t.k1 - t.k0, d.axis[2].out_stride, t.bias_part + t.k0);
+    weight_tiles(t, b, x, pixels, ldp);
   }
 }
 
@@ -263,7 +302,7 @@ void write_weights(const Dense& d, const WeightPlan<C>& plan, const Parts<C>& pa
 template <class D>
 void by_weight(const Dense& d) {
   using C = compute_t<D>;
-  const WeightPlan<C> plan = make_weight_plan<C>(d);
+  const WeightPlan<C> plan = make_weight_plan<C>(d, std::is_same_v<C, D>);
   const std::int64_t all_out = plan.groups * d.out_c;
   const std::int64_t sums = plan.splits * plan.groups * plan.part();
   double* bias = static_cast<double*>(
