@@ -15,7 +15,7 @@
 //                                              to zeros, or null in m = 0 where all rows are padding)
 //   strided      a[m * lda + a_runs[k / run] + k % run]     runs of rows at one distance: windows of a copy
 //   paired       indirect, with a second a and b for the second vector of columns: two groups side by side
-//   windowed     a packed, interleaved; row k of b at b + b_rows[k]: rows of a padded image, shifted by each tap
+//   windowed     a interleaved; row k of b at b + b_rows[k]: rows of a padded image, shifted by each tap
 //
 // Include after cpu/vec.h.
 #pragma once
@@ -61,7 +61,8 @@ struct TileBlock {
   std::int64_t depth;  // length of the sum
   std::int64_t piece;  // piece_length of depth, or of run
   const C* a;
-  std::int64_t lda;             // by rows and strided: from row to row; interleaved: from term to term
+  std::int64_t lda;             // by rows and strided: from row to row; interleaved and windowed: from term to
+                                // term
   std::int64_t a_step;          // from one tile's rows to the next's
   const C* const* table;        // indirect: kRows pointers per run, tile after tile
   const std::int64_t* a_runs;   // strided: where each run starts in a row
@@ -175,10 +176,10 @@ inline void accumulate(vec<C> (&acc)[MR][NV], std::int64_t depth, const C* a, st
 
 // The same with row k of b at b + b_rows[k].
 template <class C, int MR, int NV>
-inline void accumulate(vec<C> (&acc)[MR][NV], std::int64_t depth, const C* a, const C* b,
+inline void accumulate(vec<C> (&acc)[MR][NV], std::int64_t depth, const C* a, std::int64_t lda, const C* b,
                        const std::int64_t* b_rows) {
 #pragma GCC unroll 4
-  for (std::int64_t k = 0; k < depth; ++k, a += kRows) {
+  for (std::int64_t k = 0; k < depth; ++k, a += lda) {
     in_general_register(b);
     add_term(acc, a, b + b_rows[k]);
   }
@@ -251,7 +252,7 @@ template <class C, int MR, int NV, Form kForm>
     if constexpr (kForm == Form::interleaved) {
       accumulate(acc, n, tile_a + k * t.lda, t.lda, b, ldb, ahead);
     } else if constexpr (kForm == Form::windowed) {
-      accumulate(acc, n, tile_a + k * kRows, b, t.b_rows + k);
+      accumulate(acc, n, tile_a + k * t.lda, t.lda, b, t.b_rows + k);
     } else {
       accumulate_strided(acc, n, tile_a + k, t.lda, b);
     }

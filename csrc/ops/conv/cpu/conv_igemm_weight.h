@@ -11,6 +11,8 @@
 //     for chunk of 192 pixels:  pack patches and gout (L2), run tiles, adding to the task's part of the sum
 //   add the splits in order and write gw                                 in parallel over k
 //
+// In NHWC with few channels a padded copy takes the place of the patches (conv_igemm_weight_window.h).
+//
 // grad_bias is summed from the packed gout by the tasks of the first block of r.
 #pragma once
 
@@ -30,17 +32,21 @@ template <class C>
 struct WeightPlan {
   bool channel_rows;
   bool gout_in_place;
+  bool windowed;
   Cut cut;
   std::int64_t pixels, splits, out_blocks, groups;
   std::int64_t lanes;     // output channels of a packed gout panel,
   std::int64_t width;     // and its row length
   std::int64_t depth;     // longest block of r
+  // Columns of r lie in groups of so many taps, group_ld apart: all taps of a block, or a window row.
+  std::int64_t group_taps, group_ld;
   std::int64_t rows, ld;  // the partial sum of one (split, group): rows x ld
   std::int64_t tasks() const { return groups * cut.count() * out_blocks * splits; }
   std::int64_t part() const { return rows * ld; }
   std::int64_t first_out(std::int64_t i, std::int64_t out_c) const {
     return imin(out_c, ceil_div(out_c, out_blocks * lanes) * lanes * i);
   }
+  std::int64_t chunk() const { return windowed ? kWindowChunk : kChunk; }
   std::int64_t first_pixel(std::int64_t split) const { return pixels * split / splits; }
 };
 
@@ -56,6 +62,7 @@ template <class C>
 WeightPlan<C> make_weight_plan(const Dense& d, bool same_type) {
   WeightPlan<C> p{};
   p.channel_rows = d.src_c == 1 && !(d.red_c == 1 && d.axis[2].source_stride == 1);
+  p.windowed = p.channel_rows && weight_window_serves<C>(d);
   p.groups = d.groups;
   p.pixels = d.n * d.axis[0].out * d.axis[1].out * d.axis[2].out;
   p.width = p.channel_rows ? kRows : kCols<C>;
@@ -67,10 +74,12 @@ WeightPlan<C> make_weight_plan(const Dense& d, bool same_type) {
   // Shorter blocks where threads would have nothing to do; an element's sum is the same in any.
   std::int64_t most = kWeightDepth;
   do {
-    p.cut = make_cut(d, p.channel_rows, most);
+    p.cut = make_cut(d, p.channel_rows, most, p.windowed ? d.axis[2].taps : 1);
     most /= 2;
   } while (p.tasks() < 2 * parallel_width() && most >= kLeastDepth);
-  p.depth = p.cut.depth();
+  p.group_taps = p.windowed ? d.axis[2].taps : imax(1, p.cut.most_taps());
+  p.group_ld = ceil_div(p.group_taps * p.cut.most_channels(), kLanes<C>) * kLanes<C>;
+  p.depth = ceil_div(p.cut.most_taps(), p.group_taps) * (p.windowed ? p.group_ld : p.cut.depth());
   p.gout_in_place = p.channel_rows && same_type && d.dst_c == 1 && out_pixels_follow(d) &&
                     tap_count(d) * d.red_c <= kFewColumns * kCols<C>;
   const std::int64_t out = ceil_div(d.out_c, p.lanes) * p.lanes;
@@ -87,7 +96,8 @@ struct WeightTask {
   C* part;
   double* bias_part;  // of this (split, group), or null
   C *patches, *gout;
-  std::int64_t* lines;  // of the rows of a part
+  std::int64_t* lines;   // of the rows of a part
+  std::int64_t* copied;  // windowed: where each pixel is in the copy, then each window row
   Segment* segments;
   Run* runs;
 };
@@ -165,23 +175,35 @@ void weight_tiles(const WeightTask<C>& t, const Block& b, std::int64_t at, std::
                               : t.part + t.block * plan.depth * plan.ld + t.k0;
   tiles.lda = plan.gout_in_place ? t.d->axis[2].out_stride : plan.channel_rows ? kRows : ldp;
   tiles.a_step = plan.gout_in_place ? plan.lanes : kRows * (plan.channel_rows ? pixels : ldp);
+  tiles.ldb = ldp;  // interleaved only
+  tiles.b_rows = t.copied;
   tiles.c_rows = t.lines;
   const std::int64_t height = plan.channel_rows ? plan.lanes : kRows;
-  const auto& fn = plan.channel_rows ? kTiles<C, Form::interleaved>.fn : kTiles<C, Form::by_rows>.fn;
-  for (std::int64_t n = 0; n < columns; n += kCols<C>) {
-    const std::int64_t vectors = ceil_div(imin(kCols<C>, columns - n), kLanes<C>);
+  const auto& fn = plan.windowed       ? kTiles<C, Form::windowed>.fn
+                   : plan.channel_rows ? kTiles<C, Form::interleaved>.fn
+                                       : kTiles<C, Form::by_rows>.fn;
+  const auto column = [&](const C* b, C* c, std::int64_t n) {
+    const std::int64_t vectors = ceil_div(imin(kCols<C>, n), kLanes<C>);
     tiles.a = plan.channel_rows ? gout : t.patches;
-    tiles.b = plan.channel_rows ? t.patches + n : gout + n * pixels;
-    tiles.ldb = ldp;  // interleaved only
-    tiles.c = part + n;
+    tiles.b = b;
+    tiles.c = c;
     tiles.rows = rows / height;
     if (tiles.rows > 0) fn[height][vectors](tiles);
-    if (rows % height == 0) continue;
+    if (rows % height == 0) return;
     tiles.a += tiles.rows * tiles.a_step;
     tiles.c += tiles.rows * height * plan.ld;
     tiles.rows = 1;
     fn[rows % height][vectors](tiles);
+  };
+  if (!plan.windowed) {
+    for (std::int64_t n = 0; n < columns; n += kCols<C>)
+      column(plan.channel_rows ? t.patches + n : gout + n * pixels, part + n, columns - n);
+    return;
   }
+  const std::int64_t* starts = t.copied + kWindowChunk;
+  const std::int64_t width = plan.group_taps * t.d->red_c;
+  for (std::int64_t i = b.tap0 / plan.group_taps; i < b.tap1 / plan.group_taps; ++i, part += plan.group_ld)
+    for (std::int64_t n = 0; n < width; n += kCols<C>) column(t.patches + starts[i] + n, part + n, width - n);
 }
 
 // P[r][pixel] of a chunk, as many rows of the image at a time as one list takes.
@@ -197,16 +219,27 @@ void pack_pixel_chunk(const WeightTask<C>& t, const Block& b, std::int64_t x, st
   }
 }
 
+// Pixels of the chunk from x: a window's lie in one plane, in equal chunks.
+template <class C>
+std::int64_t chunk_pixels(const WeightTask<C>& t, std::int64_t x) {
+  if (!t.plan->windowed) return imin(kChunk, t.pixel1 - x);
+  const std::int64_t plane = t.d->axis[1].out * t.d->axis[2].out;
+  const std::int64_t left = imin(t.pixel1, (x / plane + 1) * plane) - x;
+  return ceil_div(left, ceil_div(left, kWindowChunk));
+}
+
 template <class C, class S>
 void run_weight_task(const WeightTask<C>& t) {
   const Dense& d = *t.d;
   const WeightPlan<C>& plan = *t.plan;
   const Block b = plan.cut.block(t.block);
-  for (std::int64_t x = t.pixel0; x < t.pixel1; x += kChunk) {
-    const std::int64_t pixels = imin(kChunk, t.pixel1 - x);
+  for (std::int64_t x = t.pixel0, pixels; x < t.pixel1; x += pixels) {
+    pixels = chunk_pixels(t, x);
     const std::int64_t count = make_segments(d, x, x + pixels, t.segments);
     const std::int64_t ldp = odd_lines<C>((plan.channel_rows ? b.depth() : pixels) + kSlack<C>);
-    if (plan.channel_rows)
+    if (plan.windowed)
+      copy_weight_window<S>(d, t.segments, count, t.patches, t.copied, t.copied + kWindowChunk);
+    else if (plan.channel_rows)
       pack_channel_rows<S, C>(d, t.group, b, t.segments, count, t.patches, ldp);
     else
       pack_pixel_chunk<S>(t, b, x, pixels, ldp);
@@ -287,7 +320,8 @@ void write_weights(const Dense& d, const WeightPlan<C>& plan, const Parts<C>& pa
       const Tap tap = tap_at(d, b.tap0 + t);
       D* at = out + tap.d * a[0].weight_step + tap.h * a[1].weight_step + tap.w * a[2].weight_step;
       if (plan.channel_rows) {
-        const std::int64_t column = i * round_up_line<C>(plan.depth) + t * channels;
+        const std::int64_t column = i * round_up_line<C>(plan.depth) + t / plan.group_taps * plan.group_ld +
+                                    t % plan.group_taps * channels;
         for (std::int64_t k = k0; k < k1; ++k)
           write_row(parts, k * plan.ld + column, channels, at + k * d.weight_out, d.weight_red);
       } else {
@@ -313,21 +347,25 @@ void by_weight(const Dense& d) {
 
   parallel_for(plan.tasks(), 1, [&](std::int64_t begin, std::int64_t end) {
     const std::int64_t patches =
-        imax(plan.depth * odd_lines<C>(kChunk + kSlack<C>), kChunk * odd_lines<C>(plan.depth + kSlack<C>)) +
-        kCols<C>;
+        plan.windowed ? weight_window_elements<C>(d)
+                      : imax(plan.depth * odd_lines<C>(kChunk + kSlack<C>),
+                             kChunk * odd_lines<C>(plan.depth + kSlack<C>)) +
+                            kCols<C>;
     const std::int64_t gout =
-        (ceil_div(imin(d.out_c, kOutBlock + plan.lanes), plan.lanes) + 1) * plan.width * kChunk;
+        (ceil_div(imin(d.out_c, kOutBlock + plan.lanes), plan.lanes) + 1) * plan.width * plan.chunk();
     WeightTask<C> t{};
     t.d = &d;
     t.plan = &plan;
     const std::int64_t taps = plan.cut.most_taps();
     t.patches = static_cast<C*>(scratch_bytes(
-        Slot::local, (patches + gout + 64) * sizeof(C) + (kChunk + 1) * sizeof(Segment) +
-                         3 * taps * kMaxSegments * sizeof(Run) + plan.rows * sizeof(std::int64_t)));
-    t.gout = t.patches + patches;
+        Slot::local, (patches + gout + 96) * sizeof(C) + (plan.chunk() + 1) * sizeof(Segment) +
+                         3 * taps * kMaxSegments * sizeof(Run) +
+                         (plan.rows + plan.chunk() + tap_count(d)) * sizeof(std::int64_t)));
+    t.gout = t.patches + round_up_line<C>(patches);
     t.segments = reinterpret_cast<Segment*>(t.gout + ceil_div(gout, 16) * 16);
-    t.lines = reinterpret_cast<std::int64_t*>(t.segments + kChunk + 1);
-    t.runs = reinterpret_cast<Run*>(t.lines + plan.rows);
+    t.lines = reinterpret_cast<std::int64_t*>(t.segments + plan.chunk() + 1);
+    t.copied = t.lines + plan.rows;
+    t.runs = reinterpret_cast<Run*>(t.copied + plan.chunk() + tap_count(d));
     for (std::int64_t m = 0; m < plan.rows; ++m) t.lines[m] = m * plan.ld;
     for (std::int64_t i = begin; i < end; ++i) {
       const std::int64_t split = i % plan.splits, out = i / plan.splits % plan.out_blocks;

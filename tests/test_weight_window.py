@@ -1,0 +1,114 @@
+"""By weight in channels_last: from a padded copy, and from gradients where they lie; exact on integers."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import convnorm
+from convnorm import backends
+from convnorm.testing import assert_accurate, assert_same
+from tests.specs import without_onednn
+
+ISAS = ["generic", "avx2", "avx512"]
+SUPPORTED = ISAS[: ISAS.index(convnorm._C.supported_isa()) + 1]
+TILES = {"generic": "6x8", "avx2": "6x16", "avx512": "12x32"}
+isas = pytest.mark.parametrize("isa", SUPPORTED)
+
+
+def channels_last(t):
+    """Channels at distance 1, in any number of dimensions."""
+    return t.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def by_weight(isa, grad, x, size, stride, padding, dilation):
+    backends.set_isa(isa)
+    with backends.force(conv_by_weight=f"conv_igemm_{TILES[isa]}_{isa}"):
+        return torch.ops.convnorm.conv_by_weight(
+            grad, x, list(size), list(stride), [*padding, *padding], list(dilation), 1, True
+        )
+
+
+def expected(grad, x, size, stride, padding, dilation):
+    with without_onednn():
+        n = len(stride)
+        weight = torch.zeros(size, dtype=x.dtype)
+        return torch.ops.aten.convolution_backward(
+            grad.contiguous(), x.contiguous(), weight, [size[0]], list(stride), list(padding), list(dilation), False,
+            [0] * n, 1, [False, True, True],
+        )[1:]  # fmt: skip
+
+
+@st.composite
+def problems(draw):
+    n = draw(st.integers(2, 3))
+    per_dim = lambda low, high: draw(st.tuples(*[st.integers(low, high)] * n))  # noqa: E731
+    kernel, stride, padding, dilation = per_dim(1, 5), per_dim(1, 3), per_dim(0, 3), per_dim(1, 2)
+    if draw(st.booleans()):  # a window whose rows are one stretch
+        kernel, dilation = (*kernel[:-1], max(2, kernel[-1])), (*dilation[:-2], 1, 1)
+    out = per_dim(1, 24 if n < 3 else 6)
+    size = [
+        max(1, (o - 1) * s - 2 * p + d * (k - 1) + 1)
+        for o, s, p, d, k in zip(out, stride, padding, dilation, kernel, strict=True)
+    ]
+    out = [
+        (i + 2 * p - d * (k - 1) - 1) // s + 1
+        for i, s, p, d, k in zip(size, stride, padding, dilation, kernel, strict=True)
+    ]
+    channels, filters = draw(st.integers(1, 24)), draw(st.sampled_from([1, 5, 10, 13, 40]))
+    batch = draw(st.integers(1, 3))
+    integers = lambda *shape: torch.randint(-4, 5, shape).float()  # noqa: E731
+    grad = channels_last(integers(batch, filters, *out[:-1], out[-1] + draw(st.integers(0, 1))))[..., : out[-1]]
+    weight_size = (filters, channels, *kernel)
+    return draw(st.sampled_from(SUPPORTED)), grad, channels_last(integers(batch, channels, *size)), weight_size, \
+        stride, padding, dilation  # fmt: skip
+
+
+@given(problems())
+def test_any_geometry_equals_torch(problem):
+    isa, *arguments = problem
+    for ours, theirs in zip(by_weight(isa, *arguments), expected(*arguments), strict=True):
+        assert_same(ours.contiguous(), theirs)
+
+
+LAYERS = {  # gradient, weight, stride, padding: windows in rows, and few columns
+    "the course's example": ((4, 10, 32, 32), (10, 3, 5, 5), 1, 2),
+    "LeNet's second layer": ((8, 50, 14, 14), (50, 20, 5, 5), 1, 2),
+    "3d": ((1, 32, 12, 12, 12), (32, 16, 3, 3, 3), 1, 1),
+    "strided": ((2, 24, 30, 30), (24, 6, 3, 3), 2, 1),
+    "1x1": ((3, 100, 28, 28), (100, 64, 1, 1), 1, 0),
+}
+
+
+@isas
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_as_accurate_as_torch_and_the_same_bits_for_any_threads(layer, dtype, isa):
+    grad_size, size, stride, padding = LAYERS[layer]
+    n = len(size) - 2
+    image = [(o - 1) * stride - 2 * padding + k for o, k in zip(grad_size[2:], size[2:], strict=True)]
+    grad = torch.randn(grad_size).to(dtype)
+    x = torch.randn(grad_size[0], size[1], *image).to(dtype)
+    rest = (size, (stride,) * n, (padding,) * n, (1,) * n)
+    results = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        results.append(by_weight(isa, channels_last(grad), channels_last(x), *rest))
+    for other in results[1:]:
+        for got, first in zip(other, results[0], strict=True):
+            assert_same(got, first)
+    peer = dtype if dtype != torch.float64 else torch.float32
+    theirs = expected(grad.to(peer), x.to(peer), *rest)
+    exact = expected(grad.double(), x.double(), *rest)
+    for name, got, their, true in zip(("grad_weight", "grad_bias"), results[0], theirs, exact, strict=True):
+        assert_accurate(got, their, true, name)
+
+
+@isas
+def test_nan_in_the_padding_of_a_row_of_weights_stays_out(isa):
+    """A window row of 15 columns ends in a vector of 16: what its last lane holds is another pixel's."""
+    grad, x = torch.ones(1, 4, 20, 20), torch.ones(1, 3, 20, 20)
+    x[0, 2, 19, 19] = torch.nan
+    rest = ((4, 3, 5, 5), (1, 1), (2, 2), (1, 1))
+    ours, theirs = by_weight(isa, channels_last(grad), channels_last(x), *rest), expected(grad, x, *rest)
+    assert_same(ours[0].contiguous(), theirs[0])
