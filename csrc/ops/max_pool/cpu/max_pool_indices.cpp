@@ -62,17 +62,13 @@ inline bool inside(std::int64_t index, std::int64_t positions) {
   return static_cast<std::uint64_t>(index) < static_cast<std::uint64_t>(positions);
 }
 
-// Planes that lie apart are cleared by their own tasks, next to the work; interleaved ones all at once.
-inline bool apart(const Params& p) { return p.input.s[2] == 1 && p.input.c != 1; }
-
+// Zeros the planes of a slab. By the task that fills them: what it writes next is then in cache.
 template <class T>
-void clear_interleaved(const Params& p, T* data) {
-  if (apart(p)) return;
-  constexpr std::int64_t piece = 65536;
-  const std::int64_t size = p.n * p.c * plane(p);
-  parallel_for(ceil_div(size, piece), 1, [&](std::int64_t begin, std::int64_t end) {
-    std::memset(data + begin * piece, 0, (imin(size, end * piece) - begin * piece) * sizeof(T));
-  });
+void clear_slab(std::int64_t positions, std::int64_t step, std::int64_t channels, T* to) {
+  if (step == 1 || step == channels)
+    std::memset(to, 0, positions * channels * sizeof(T));
+  else
+    for (std::int64_t i = 0; i < positions; ++i) std::memset(to + i * step, 0, channels * sizeof(T));
 }
 
 // The same values and indices as one run of outputs, where memory allows.
@@ -94,7 +90,7 @@ void spread_slab(const Params& p, std::int64_t n, std::int64_t c, std::int64_t c
   C* sums = direct ? reinterpret_cast<C*>(to)
                    : static_cast<C*>(scratch_bytes(Slot::local, positions * channels * sizeof(C)));
   const std::int64_t sum_step = direct ? step : channels;
-  if (!direct || apart(p)) std::memset(sums, 0, positions * channels * sizeof(C));
+  clear_slab(positions, sum_step, channels, sums);
   each_index(p, n, c, channels, values, indices, [&](const T& value, std::int64_t index, std::int64_t k) {
     if (inside(index, positions)) sums[index * sum_step + k] += load1(&value);
   });
@@ -157,7 +153,6 @@ void spread_indices(const Params& problem, const void* values, const void* indic
   const Params p = as_run(problem);
   dispatch(p.dtype, [&](auto type) {
     using T = decltype(type);
-    if (std::is_same_v<T, compute_t<T>>) clear_interleaved(p, static_cast<T*>(plane));
     Tasks(p).run(p, [&](std::int64_t, std::int64_t n, std::int64_t c, std::int64_t channels) {
       spread_slab(p, n, c, channels, static_cast<const T*>(values), static_cast<const std::int64_t*>(indices),
                   static_cast<T*>(plane) + n * p.input.n + c * p.input.c);
@@ -187,12 +182,11 @@ BadIndex place_indices(const Params& problem, const void* values, const void* in
   auto* bad = static_cast<BadIndex*>(scratch_bytes(Slot::shared, tasks.count * sizeof(BadIndex)));
   dispatch(p.dtype, [&](auto type) {
     using T = decltype(type);
-    clear_interleaved(p, static_cast<T*>(plane_of));
     tasks.run(p, [&](std::int64_t task, std::int64_t n, std::int64_t c, std::int64_t channels) {
       T* to = static_cast<T*>(plane_of) + n * p.input.n + c * p.input.c;
       const std::int64_t step = p.input.s[2], positions = plane(p);
       BadIndex first;
-      if (apart(p)) std::memset(to, 0, positions * sizeof(T));
+      clear_slab(positions, step, channels, to);
       each_index(p, n, c, channels, static_cast<const T*>(values), static_cast<const std::int64_t*>(indices),
                  [&](const T& value, std::int64_t index, std::int64_t k) {
                    if (inside(index, positions))
