@@ -7,7 +7,8 @@
 // latency (4) times the throughput (2 per cycle) of the FMA units.
 //
 // b is a row per k, kCols elements apart. a and b come in one of six forms:
-//   interleaved  a[k * lda + m]                packed panels (weights of an NCHW problem), where lda is kRows, or
+//   interleaved  a[k * lda + m]                packed panels (weights of an NCHW problem), where lda is
+//   kRows, or
 //                                              rows as they lie in memory; rows of b ldb apart
 //   by rows      a[m * lda + k]                rows as they lie in memory, or packed so
 //   indirect     rows[k / run][m][k % run]     a table of pointers: rows of a channels_last image, a run of
@@ -61,18 +62,18 @@ struct TileBlock {
   std::int64_t depth;  // length of the sum
   std::int64_t piece;  // piece_length of depth, or of run
   const C* a;
-  std::int64_t lda;             // by rows and strided: from row to row; interleaved and windowed: from term to
-                                // term
-  std::int64_t a_step;          // from one tile's rows to the next's
-  const C* const* table;        // indirect: kRows pointers per run, tile after tile
-  const std::int64_t* a_runs;   // strided: where each run starts in a row
-  std::int64_t runs, run;       // by runs: how many of them per row, and terms of one
-  std::int64_t skip;            // by runs: added to each (the channels before a group or a block)
-  std::int64_t joined;          // by runs: how many in a chain
+  std::int64_t lda;            // by rows and strided: from row to row; interleaved and windowed: from term to
+                               // term
+  std::int64_t a_step;         // from one tile's rows to the next's
+  const C* const* table;       // indirect: kRows pointers per run, tile after tile
+  const std::int64_t* a_runs;  // strided: where each run starts in a row
+  std::int64_t runs, run;      // by runs: how many of them per row, and terms of one
+  std::int64_t skip;           // by runs: added to each (the channels before a group or a block)
+  std::int64_t joined;         // by runs: how many in a chain
   std::int64_t a_pair, b_pair;  // paired: from the first vector's operands to the second's
   const C* b;
-  std::int64_t ldb;            // interleaved: from term to term
-  const C* ahead;              // interleaved: rows of b, ahead_ld apart, that are needed after this block
+  std::int64_t ldb;  // interleaved: from term to term
+  const C* ahead;    // interleaved: rows of b, ahead_ld apart, that are needed after this block
   std::int64_t ahead_ld;
   std::int64_t ahead_lines;    // cache lines of each
   std::int64_t b_step;         // from one tile's columns to the next's

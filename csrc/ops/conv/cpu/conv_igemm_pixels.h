@@ -110,7 +110,8 @@ void look_ahead(const Task<C>& t, TileBlock<C>& tiles, std::int64_t i, std::int6
   const std::int64_t next = same ? x : end, n = imin(end - x, plan.pixels - t.pixel0 - next);
   tiles.ahead_ld = t.d->src_c;
   tiles.ahead_lines = plan.pixel_rows && n > 0 ? ceil_div(n * std::int64_t(sizeof(C)), 64) : 0;
-  if (tiles.ahead_lines > 0) tiles.ahead = source_pixels(t, plan.cut.block(same ? i + 1 : turns ? 0 : i), next);
+  if (tiles.ahead_lines > 0)
+    tiles.ahead = source_pixels(t, plan.cut.block(same ? i + 1 : turns ? 0 : i), next);
 }
 
 // The pixels [begin, end) of the task, under block i of the sum.

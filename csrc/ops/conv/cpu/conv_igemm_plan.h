@@ -99,7 +99,8 @@ inline bool rows_follow(const Dense& d, const Cut& cut) {
 // much. Rows that fall into few sets of L1 would push each other out.
 template <class C>
 bool source_rows_serve(const Dense& d) {
-  return CONVNORM_VECTOR_BYTES == 64 && d.out_c <= kFewFilters && d.src_c * std::int64_t(sizeof(C)) % 1024 != 0;
+  return CONVNORM_VECTOR_BYTES == 64 && d.out_c <= kFewFilters &&
+         d.src_c * std::int64_t(sizeof(C)) % 1024 != 0;
 }
 
 // Few channels: a row of the window, all of its taps and channels, is one stretch of memory.

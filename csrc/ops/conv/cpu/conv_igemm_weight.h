@@ -35,9 +35,9 @@ struct WeightPlan {
   bool windowed;
   Cut cut;
   std::int64_t pixels, splits, out_blocks, groups;
-  std::int64_t lanes;     // output channels of a packed gout panel,
-  std::int64_t width;     // and its row length
-  std::int64_t depth;     // longest block of r
+  std::int64_t lanes;  // output channels of a packed gout panel,
+  std::int64_t width;  // and its row length
+  std::int64_t depth;  // longest block of r
   // Columns of r lie in groups of so many taps, group_ld apart: all taps of a block, or a window row.
   std::int64_t group_taps, group_ld;
   std::int64_t rows, ld;  // the partial sum of one (split, group): rows x ld
@@ -72,9 +72,10 @@ WeightPlan<C> make_weight_plan(const Dense& d, bool same_type) {
   const std::int64_t wanted = ceil_div(kWantedWeightTasks, p.groups * p.out_blocks * least);
   p.splits = imax(1, imin(wanted, p.pixels / kLeastSplit));
   // Shorter blocks where threads would have nothing to do; an element's sum is the same in any.
+  const std::int64_t row = p.windowed ? d.axis[2].taps : 1;  // a window row stays whole
   std::int64_t most = kWeightDepth;
   do {
-    p.cut = make_cut(d, p.channel_rows, most, p.windowed ? d.axis[2].taps : 1);
+    p.cut = make_cut(d, p.channel_rows, p.windowed ? imax(most, row * d.red_c) : most, row);
     most /= 2;
   } while (p.tasks() < 2 * parallel_width() && most >= kLeastDepth);
   p.group_taps = p.windowed ? d.axis[2].taps : imax(1, p.cut.most_taps());
@@ -333,6 +334,17 @@ void write_weights(const Dense& d, const WeightPlan<C>& plan, const Parts<C>& pa
   }
 }
 
+// grad_bias [k0, k1) of all groups: the sums of the splits in order.
+template <class D>
+void write_bias(const Dense& d, const double* sums, std::int64_t splits, std::int64_t k0, std::int64_t k1) {
+  const std::int64_t all_out = d.groups * d.out_c;
+  for (std::int64_t k = k0; k < k1; ++k) {
+    double sum = 0;
+    for (std::int64_t s = 0; s < splits; ++s) sum += sums[s * all_out + k];
+    store1(static_cast<D*>(d.bias) + k, compute_t<D>(sum));
+  }
+}
+
 template <class D>
 void by_weight(const Dense& d) {
   using C = compute_t<D>;
@@ -346,21 +358,20 @@ void by_weight(const Dense& d) {
   if (plan.pixels == 0) zero(parts, sums);
 
   parallel_for(plan.tasks(), 1, [&](std::int64_t begin, std::int64_t end) {
-    const std::int64_t patches =
-        plan.windowed ? weight_window_elements<C>(d)
-                      : imax(plan.depth * odd_lines<C>(kChunk + kSlack<C>),
-                             kChunk * odd_lines<C>(plan.depth + kSlack<C>)) +
-                            kCols<C>;
+    const std::int64_t patches = plan.windowed ? weight_window_elements<C>(d)
+                                               : imax(plan.depth * odd_lines<C>(kChunk + kSlack<C>),
+                                                      kChunk * odd_lines<C>(plan.depth + kSlack<C>)) +
+                                                     kCols<C>;
     const std::int64_t gout =
         (ceil_div(imin(d.out_c, kOutBlock + plan.lanes), plan.lanes) + 1) * plan.width * plan.chunk();
     WeightTask<C> t{};
     t.d = &d;
     t.plan = &plan;
     const std::int64_t taps = plan.cut.most_taps();
-    t.patches = static_cast<C*>(scratch_bytes(
-        Slot::local, (patches + gout + 96) * sizeof(C) + (plan.chunk() + 1) * sizeof(Segment) +
-                         3 * taps * kMaxSegments * sizeof(Run) +
-                         (plan.rows + plan.chunk() + tap_count(d)) * sizeof(std::int64_t)));
+    t.patches = static_cast<C*>(
+        scratch_bytes(Slot::local, (patches + gout + 96) * sizeof(C) + (plan.chunk() + 1) * sizeof(Segment) +
+                                       3 * taps * kMaxSegments * sizeof(Run) +
+                                       (plan.rows + plan.chunk() + tap_count(d)) * sizeof(std::int64_t)));
     t.gout = t.patches + round_up_line<C>(patches);
     t.segments = reinterpret_cast<Segment*>(t.gout + ceil_div(gout, 16) * 16);
     t.lines = reinterpret_cast<std::int64_t*>(t.segments + plan.chunk() + 1);
@@ -387,17 +398,9 @@ void by_weight(const Dense& d) {
       const std::int64_t group = i / panels, k0 = i % panels * kCols<C>, k1 = imin(d.out_c, k0 + kCols<C>);
       write_weights<C, D>(d, plan, {parts + group * plan.part(), plan.splits, plan.groups * plan.part()},
                           group, k0, k1);
-      for (std::int64_t k = group * d.out_c + k0; d.bias && k < group * d.out_c + k1; ++k) {
-        double sum = 0;
-        for (std::int64_t s = 0; s < plan.splits; ++s) sum += bias[s * all_out + k];
-        store1(static_cast<D*>(d.bias) + k, C(sum));
-      }
+      if (d.bias) write_bias<D>(d, bias, plan.splits, group * d.out_c + k0, group * d.out_c + k1);
     }
   });
-}
-
-void run_by_weight(const Dense& d) {
-  dispatch(d.dtype, [&](auto tag) { by_weight<decltype(tag)>(d); });
 }
 
 }  // namespace

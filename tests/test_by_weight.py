@@ -1,4 +1,4 @@
-"""By weight in channels_last: from a padded copy, and from gradients where they lie; exact on integers."""
+"""By weight where nothing, or only a copy of the image, is packed: exact on integers, the same bits for any threads."""
 
 import pytest
 import torch
@@ -19,6 +19,13 @@ isas = pytest.mark.parametrize("isa", SUPPORTED)
 def channels_last(t):
     """Channels at distance 1, in any number of dimensions."""
     return t.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def contiguous(t):
+    return t.contiguous()
+
+
+layouts = pytest.mark.parametrize("layout", [channels_last, contiguous])
 
 
 def by_weight(isa, grad, x, size, stride, padding, dilation):
@@ -55,13 +62,15 @@ def problems(draw):
         (i + 2 * p - d * (k - 1) - 1) // s + 1
         for i, s, p, d, k in zip(size, stride, padding, dilation, kernel, strict=True)
     ]
-    channels, filters = draw(st.integers(1, 24)), draw(st.sampled_from([1, 5, 10, 13, 40]))
+    layout = draw(st.sampled_from([channels_last, contiguous]))
+    if layout is contiguous and draw(st.booleans()):  # 1x1: rows of pixels
+        kernel, stride, padding, size = (1,) * n, (1,) * n, (0,) * n, out
+    channels, filters = draw(st.integers(1, 40)), draw(st.sampled_from([1, 5, 10, 13, 40, 70]))
     batch = draw(st.integers(1, 3))
     integers = lambda *shape: torch.randint(-4, 5, shape).float()  # noqa: E731
-    grad = channels_last(integers(batch, filters, *out[:-1], out[-1] + draw(st.integers(0, 1))))[..., : out[-1]]
-    weight_size = (filters, channels, *kernel)
-    return draw(st.sampled_from(SUPPORTED)), grad, channels_last(integers(batch, channels, *size)), weight_size, \
-        stride, padding, dilation  # fmt: skip
+    grad = layout(integers(batch, filters, *out[:-1], out[-1] + draw(st.integers(0, 1))))[..., : out[-1]]
+    x = layout(integers(batch, channels, *size))
+    return draw(st.sampled_from(SUPPORTED)), grad, x, (filters, channels, *kernel), stride, padding, dilation
 
 
 @given(problems())
@@ -75,15 +84,19 @@ LAYERS = {  # gradient, weight, stride, padding: windows in rows, and few column
     "the course's example": ((4, 10, 32, 32), (10, 3, 5, 5), 1, 2),
     "LeNet's second layer": ((8, 50, 14, 14), (50, 20, 5, 5), 1, 2),
     "3d": ((1, 32, 12, 12, 12), (32, 16, 3, 3, 3), 1, 1),
+    "rows of 72 columns": ((2, 40, 9, 9), (40, 24, 3, 3), 1, 1),
     "strided": ((2, 24, 30, 30), (24, 6, 3, 3), 2, 1),
     "1x1": ((3, 100, 28, 28), (100, 64, 1, 1), 1, 0),
+    "1x1, more channels": ((5, 33, 14, 14), (33, 130, 1, 1), 1, 0),
+    "1x1, more than a block": ((2, 300, 7, 7), (300, 600, 1, 1), 1, 0),
 }
 
 
 @isas
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@layouts
 @pytest.mark.parametrize("layer", LAYERS)
-def test_as_accurate_as_torch_and_the_same_bits_for_any_threads(layer, dtype, isa):
+def test_as_accurate_as_torch_and_the_same_bits_for_any_threads(layer, layout, dtype, isa):
     grad_size, size, stride, padding = LAYERS[layer]
     n = len(size) - 2
     image = [(o - 1) * stride - 2 * padding + k for o, k in zip(grad_size[2:], size[2:], strict=True)]
@@ -93,7 +106,7 @@ def test_as_accurate_as_torch_and_the_same_bits_for_any_threads(layer, dtype, is
     results = []
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
-        results.append(by_weight(isa, channels_last(grad), channels_last(x), *rest))
+        results.append(by_weight(isa, layout(grad), layout(x), *rest))
     for other in results[1:]:
         for got, first in zip(other, results[0], strict=True):
             assert_same(got, first)
