@@ -14,6 +14,7 @@
 #include "ops/conv/cpu/conv_igemm_channels.h"
 #include "ops/conv/cpu/conv_igemm_kernel.h"
 #include "ops/conv/cpu/conv_igemm_weight_window.h"
+#include "ops/conv/cpu/conv_igemm_weight_sums.h"
 #include "ops/conv/cpu/conv_igemm_weight.h"
 #include "ops/conv/cpu/conv_igemm_weight_rows.h"
 #include "ops/conv/cpu/conv_col2im.h"
