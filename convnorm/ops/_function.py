@@ -29,6 +29,14 @@ def derivative_wanted(input: torch.Tensor) -> bool:
     return not torch.compiler.is_compiling() and (transforms_active() or forward_ad._current_level >= 0)
 
 
+def any_requires_grad(args: tuple[Any, ...]) -> bool:
+    """Whether one of the arguments is a tensor that requires gradients."""
+    for arg in args:  # noqa: SIM110 - any() of a generator takes three times as long
+        if isinstance(arg, torch.Tensor) and arg.requires_grad:
+            return True
+    return False
+
+
 class Function(torch.autograd.Function):
     """``setup_context``-style autograd.Function around an opaque op.
 
@@ -49,7 +57,7 @@ class Function(torch.autograd.Function):
         recorder = cls.eager or cls
         if transforms_active():
             return recorder.apply(*args)
-        if not torch.is_grad_enabled() and forward_ad._current_level < 0:
+        if forward_ad._current_level < 0 and not (torch.is_grad_enabled() and any_requires_grad(args)):
             return cls.forward(*args)
         # torch's own apply binds arguments through inspect.signature (30 us) before it comes to this one.
         return super(torch.autograd.Function, recorder).apply(*args)  # type: ignore[misc]

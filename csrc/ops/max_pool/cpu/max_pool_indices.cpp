@@ -38,6 +38,17 @@ struct Tasks {
   }
 };
 
+// f(value, index, number) for n values and their indices. Dense rows, which are common, have a loop of their
+// own: multiplying by the distances took a third of the time.
+template <class T, class F>
+inline void each_in_row(T* values, std::int64_t value_step, const std::int64_t* indices,
+                        std::int64_t index_step, std::int64_t n, F&& f) {
+  if (value_step == 1 && index_step == 1)
+    for (std::int64_t i = 0; i < n; ++i) f(values[i], indices[i], i);
+  else
+    for (std::int64_t i = 0; i < n; ++i) f(values[i * value_step], indices[i * index_step], i);
+}
+
 // f(value, index, channel of the slab) for every value of a slab, outputs in row-major order.
 template <class T, class F>
 inline void each_index(const Params& p, std::int64_t n, std::int64_t c, std::int64_t channels, T* values,
@@ -49,11 +60,12 @@ inline void each_index(const Params& p, std::int64_t n, std::int64_t c, std::int
       T* value = values + element(p.output, n, c, {od, oh, 0});
       const std::int64_t* index = indices + element(p.argmax, n, c, {od, oh, 0});
       if (channels == 1) {
-        for (std::int64_t ow = 0; ow < out_w; ++ow) f(value[ow * value_w], index[ow * index_w], 0);
+        each_in_row(value, value_w, index, index_w, out_w,
+                    [&](T& x, std::int64_t i, std::int64_t) { f(x, i, 0); });
         continue;
       }
       for (std::int64_t ow = 0; ow < out_w; ++ow, value += value_w, index += index_w)
-        for (std::int64_t k = 0; k < channels; ++k) f(value[k * value_c], index[k * index_c], k);
+        each_in_row(value, value_c, index, index_c, channels, f);
     }
 }
 
@@ -164,14 +176,22 @@ void pick_indices(const Params& problem, const void* plane, const void* indices,
   const Params p = as_run(problem);
   const Locate locate(p);
   const std::int64_t positions = p.in[0] * p.in[1] * p.in[2], step_c = p.input.c;
+  const bool plain = locate.dense && p.input.s[2] == 1;
   dispatch(p.dtype, [&](auto type) {
     using T = decltype(type);
     Tasks(p).run(p, [&](std::int64_t, std::int64_t n, std::int64_t c, std::int64_t channels) {
       const T* from = static_cast<const T*>(plane) + n * p.input.n + c * p.input.c;
-      each_index(p, n, c, channels, static_cast<T*>(values), static_cast<const std::int64_t*>(indices),
-                 [&](T& value, std::int64_t index, std::int64_t k) {
-                   value = inside(index, positions) ? from[locate(index) + k * step_c] : T{};
-                 });
+      T* to = static_cast<T*>(values);
+      const auto* at = static_cast<const std::int64_t*>(indices);
+      if (plain && channels == 1) {  // the index is the place
+        each_index(p, n, c, 1, to, at, [from, positions](T& value, std::int64_t index, std::int64_t) {
+          value = inside(index, positions) ? from[index] : T{};
+        });
+        return;
+      }
+      each_index(p, n, c, channels, to, at, [&](T& value, std::int64_t index, std::int64_t k) {
+        value = inside(index, positions) ? from[locate(index) + k * step_c] : T{};
+      });
     });
   });
 }
