@@ -144,7 +144,7 @@ void run_band(const GroupedTask<C>& t, std::int64_t n, std::int64_t out_d, std::
                   out_d * depth.out_stride + h0 * h.out_stride;
   for (std::int64_t r = 0; r < rows; ++r)
     pack_pixels(gout + r * h.out_stride, w.out_stride, d.dst_c, d.out_c, w.out, t.gout + r * plan.gout_row);
-  if (t.bias) add_bias_sums(t.gout, rows * w.out, d.out_c, d.out_c, t.bias);
+  if (t.bias) add_bias_sums(t.gout, rows * w.out, d.out_c, d.out_c, true, t.bias);
   for (std::int64_t tap_d = 0; tap_d < depth.taps; ++tap_d) {
     const std::int64_t in_d = out_d * depth.step + depth.offset + tap_d * depth.offset_step;
     if (in_d < 0 || in_d >= depth.source) continue;

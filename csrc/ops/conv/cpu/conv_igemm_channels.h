@@ -21,24 +21,16 @@ void run_pixel_rows(const Task<C>& t, TileBlock<C> tiles, const std::int64_t* ro
   kTiles<C, kForm>.fn[rest][vectors](tiles);
 }
 
-// The same, a row of outputs at a time, in tiles of equal height.
+// The same, a row of outputs at a time.
 template <class C>
 void run_window_rows(const Task<C>& t, TileBlock<C> tiles, const std::int64_t* rows, std::int64_t vectors) {
   const Dense& d = *t.d;
   const std::int64_t width = t.work.segments[0].len, lines = t.pixels / width;
   const std::int64_t pitch = window_shape(d, lines, width, d.red_c).pitch;
-  const std::int64_t count = ceil_div(width, kRows), height = width / count, taller = width % count;
   for (std::int64_t y = 0; y < lines; ++y) {
     tiles.a = t.work.patches + y * d.axis[1].step * pitch;
     tiles.c_rows = rows + y * width;
-    for (const bool more : {true, false}) {
-      const std::int64_t h = height + more;
-      tiles.rows = more ? taller : count - taller;
-      tiles.a_step = h * tiles.lda;
-      if (tiles.rows > 0) kTiles<C, Form::strided>.fn[h][vectors](tiles);
-      tiles.a += tiles.rows * tiles.a_step;
-      tiles.c_rows += tiles.rows * h;
-    }
+    run_equal_tiles<C, Form::strided>(tiles, width, vectors);
   }
 }
 

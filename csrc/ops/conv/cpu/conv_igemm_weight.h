@@ -132,15 +132,16 @@ void pack_gout_panel(const Dense& d, std::int64_t group, std::int64_t k0, std::i
 }
 
 // Sums of the first `lanes` columns of panel[pixels][width]: four short sums per lane, joined in double.
+// `slack`: the last vector may be read whole; by elements it takes several times as long.
 template <class C>
-void add_bias_sums(const C* panel, std::int64_t pixels, std::int64_t lanes, std::int64_t width,
+void add_bias_sums(const C* panel, std::int64_t pixels, std::int64_t lanes, std::int64_t width, bool slack,
                    double* sums) {
   constexpr int L = kLanes<C>, kParts = 4;
   for (std::int64_t v = 0; v < lanes; v += L) {
     const std::int64_t n = imin(L, lanes - v);
     const auto get = [&](std::int64_t x) {
       const C* at = panel + x * width + v;
-      return n == L ? load(at) : load_n(at, n);
+      return n == L || slack ? load(at) : load_n(at, n);
     };
     vec<C> part[kParts];
     for (int i = 0; i < kParts; ++i) part[i] = vec<C>{};
@@ -220,13 +221,16 @@ void pack_pixel_chunk(const WeightTask<C>& t, const Block& b, std::int64_t x, st
   }
 }
 
-// Pixels of the chunk from x: a window's lie in one plane, in equal chunks.
+// Pixels of a chunk from x that ends with its plane, or at `end`: equal ones of at most `most`.
+inline std::int64_t equal_chunk(std::int64_t x, std::int64_t end, std::int64_t plane, std::int64_t most) {
+  const std::int64_t left = imin(end, (x / plane + 1) * plane) - x;
+  return ceil_div(left, ceil_div(left, most));
+}
+
 template <class C>
 std::int64_t chunk_pixels(const WeightTask<C>& t, std::int64_t x) {
   if (!t.plan->windowed) return imin(kChunk, t.pixel1 - x);
-  const std::int64_t plane = t.d->axis[1].out * t.d->axis[2].out;
-  const std::int64_t left = imin(t.pixel1, (x / plane + 1) * plane) - x;
-  return ceil_div(left, ceil_div(left, kWindowChunk));
+  return equal_chunk(x, t.pixel1, t.d->axis[1].out * t.d->axis[2].out, kWindowChunk);
 }
 
 template <class C, class S>
@@ -249,10 +253,10 @@ void run_weight_task(const WeightTask<C>& t) {
       C* panel = t.gout + (k - t.k0) / plan.lanes * plan.width * pixels;
       const std::int64_t lanes = imin(plan.lanes, t.k1 - k);
       pack_gout_panel<S, C>(d, t.group, k, lanes, plan.width, t.segments, count, panel);
-      if (sum) add_bias_sums(panel, pixels, lanes, plan.width, t.bias_part + k);
+      if (sum) add_bias_sums(panel, pixels, lanes, plan.width, true, t.bias_part + k);
     }
     if (plan.gout_in_place && sum)
-      add_bias_sums(out_pixels(t, x), pixels, t.k1 - t.k0, d.axis[2].out_stride, t.bias_part + t.k0);
+      add_bias_sums(out_pixels(t, x), pixels, t.k1 - t.k0, d.axis[2].out_stride, false, t.bias_part + t.k0);
     weight_tiles(t, b, x, pixels, ldp);
   }
 }

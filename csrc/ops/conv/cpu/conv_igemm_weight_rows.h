@@ -127,22 +127,13 @@ void run_chunk(const RowsTask<C>& t, std::int64_t n, std::int64_t x, std::int64_
   tiles.piece = piece_length(pixels, chain_limit(t.pixel1 - t.pixel0));
   tiles.start = first ? Start::zero : Start::add_to_c;
   tiles.lda = plan.rows.channel;
-  const std::int64_t rows = t.row1 - t.row0, count = ceil_div(rows, kRows), height = rows / count;
   for (std::int64_t c = t.column0; c < t.column1; c += kCols<C>) {
-    const auto& fn = kTiles<C, Form::by_rows>.fn;
     const std::int64_t vectors = ceil_div(imin(kCols<C>, t.column1 - c), kLanes<C>);
     tiles.a = plan.rows.row(n, t.group, t.row0) + x;
     tiles.b = t.panels + (c - t.column0) * pixels;
     tiles.c = t.part + c;
     tiles.c_rows = t.lines + t.row0;
-    for (const bool taller : {true, false}) {  // tiles of equal height, but for one row
-      const std::int64_t h = height + taller;
-      tiles.rows = taller ? rows % count : count - rows % count;
-      tiles.a_step = h * tiles.lda;
-      if (tiles.rows > 0) fn[h][vectors](tiles);
-      tiles.a += tiles.rows * tiles.a_step;
-      tiles.c_rows += tiles.rows * h;
-    }
+    run_equal_tiles<C, Form::by_rows>(tiles, t.row1 - t.row0, vectors);
   }
 }
 
@@ -150,8 +141,8 @@ template <class C>
 void run_rows_task(const RowsTask<C>& t) {
   const RowsPlan<C>& plan = *t.plan;
   for (std::int64_t at = t.pixel0, pixels; at < t.pixel1; at += pixels) {
-    const std::int64_t n = at / plan.plane, x = at % plan.plane, left = imin(t.pixel1 - at, plan.plane - x);
-    pixels = ceil_div(left, ceil_div(left, kChunk));
+    const std::int64_t n = at / plan.plane, x = at % plan.plane;
+    pixels = equal_chunk(at, t.pixel1, plan.plane, kChunk);
     run_chunk(t, n, x, pixels, at == t.pixel0);
     if (!t.bias) continue;
     if (plan.filters_down)
@@ -166,17 +157,15 @@ template <class C>
 void write_row_sums(const Dense& d, const RowsPlan<C>& plan, const Parts<C>& parts, std::int64_t group,
                     std::int64_t k0, std::int64_t k1) {
   C* out = static_cast<C*>(d.weight) + group * d.weight_group;
-  if (!plan.filters_down && d.weight_red == 1)
-    return write_turned(parts, k0, plan.ld, k1 - k0, d.red_c, out + k0 * d.weight_out, d.weight_out);
-  for (std::int64_t k = k0; k < k1; ++k)
-    for (std::int64_t c = 0; c < d.red_c; ++c) {
-      if (plan.filters_down && c == 0 && d.weight_red == 1) {
-        write_row(parts, k * plan.ld, d.red_c, out + k * d.weight_out, 1);
-        break;
-      }
-      out[k * d.weight_out + c * d.weight_red] =
-          parts.one(plan.filters_down ? k * plan.ld + c : c * plan.ld + k);
-    }
+  if (plan.filters_down) {
+    for (std::int64_t k = k0; k < k1; ++k)
+      write_row(parts, k * plan.ld, d.red_c, out + k * d.weight_out, d.weight_red);
+  } else if (d.weight_red == 1) {
+    write_turned(parts, k0, plan.ld, k1 - k0, d.red_c, out + k0 * d.weight_out, d.weight_out);
+  } else {
+    for (std::int64_t c = 0; c < d.red_c; ++c)
+      write_row(parts, c * plan.ld + k0, k1 - k0, out + k0 * d.weight_out + c * d.weight_red, d.weight_out);
+  }
 }
 
 template <class C>
