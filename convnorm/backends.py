@@ -55,13 +55,14 @@ def winograd() -> bool:
 def set_winograd(enabled: bool) -> None:
     """Allow Winograd's F(4x4, 3x3), a quarter of the multiplications, or rule it out; for the whole process.
 
-    It is on unless the environment has ``CONVNORM_WINOGRAD=0``, and serves float32 convolutions with a 3x3 window,
-    stride 1, dilation 1 and one group, and their gradients by input, where it saves time (1.2 to 3 times faster).
+    It is on unless the environment has ``CONVNORM_WINOGRAD=0``, and serves float32 convolutions with a 3x3 window
+    (3x3x3 too), stride 1 and one group, and both gradients, where it saves time (1.2 to 3 times faster).
 
     Its rounding errors are larger than those of the direct sum, about twice on average, and an output shares in
     those of the 6x6 inputs around it. With ``eps = 2**-23`` and ``C`` channels summed over, the tests hold every
     output within ``(64 + C / 2) * eps * max|x| * (largest sum of |w| of a filter)`` of the exact result, on random
-    data and on patterns chosen to make errors add up.
+    data and on patterns chosen to make errors add up, and every gradient of a weight within
+    ``64 * eps * max|x| * (largest sum of |grad_output| of a channel)``.
 
     Source: Lavin and Gray 2015, https://arxiv.org/abs/1509.09308; the points are those of Barabasz and others 2020.
 

@@ -19,31 +19,43 @@ ISAS = ["generic", "avx2", "avx512"]
 SUPPORTED = ISAS[: ISAS.index(convnorm._C.supported_isa()) + 1]
 EPS = torch.finfo(torch.float32).eps
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": LAYOUTS["channels_last"][4]}
+VOLUME_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last_3d}
 layouts = pytest.mark.parametrize("layout", FORMATS.values(), ids=FORMATS)
 
 
-def conv(x, w, b=None, padding=1):
+def of_rank(functional, x):
+    return functional.conv2d if x.dim() == 4 else functional.conv3d
+
+
+def per_axis(value, x):
+    return [value] * (x.dim() - 2) if isinstance(value, int) else list(value)
+
+
+def conv(x, w, b=None, padding=1, dilation=1):
     """Forward and the gradient by input, both proven to have run by Winograd: (output, its gradient, grad_input)."""
     x = x.detach().requires_grad_()
-    told = explain(CF.conv2d, x, w, b, padding=padding)
+    arguments = {"padding": padding, "dilation": dilation}
+    told = explain(of_rank(CF, x), x, w, b, **arguments)
     assert all(k.startswith("conv_winograd_f4x4") for k in told.kernels), str(told)
-    y = CF.conv2d(x, w, b, padding=padding)
+    y = of_rank(CF, x)(x, w, b, **arguments)
     g = torch.empty_like(y).copy_(torch.randn(y.shape))
-    told = explain(torch.ops.convnorm.conv_by_input, g, w, x.shape, [1, 1], [padding] * 4, [1, 1], 1)
+    stride, pads, dilations = (per_axis(v, x) for v in (1, padding, dilation))
+    told = explain(torch.ops.convnorm.conv_by_input, g, w, x.shape, stride, pads * 2, dilations, 1)
     assert all(k.startswith("conv_winograd_f4x4") for k in told.kernels), str(told)
     return y.detach(), g, torch.autograd.grad(y, x, g)[0]
 
 
 def bound(source, filters):
-    """The stated bound; filters are (filters, channels summed over, 3, 3)."""
-    largest = filters.double().abs().sum((1, 2, 3)).max()
-    return (64 + filters.shape[1] / 2) * EPS * source.abs().max().double() * largest
+    """The stated bound; filters are (filters, channels summed over, depth, 3, 3), or without a depth."""
+    largest = filters.double().abs().flatten(1).sum(1).max()
+    return (64 + filters[0].numel() / 9 / 2) * EPS * source.abs().max().double() * largest
 
 
-def assert_within_bound(x, w, b=None, padding=1):
-    y, g, grad = conv(x, w, b, padding)
+def assert_within_bound(x, w, b=None, padding=1, dilation=1):
+    y, g, grad = conv(x, w, b, padding, dilation)
     wide = x.detach().double().requires_grad_()
-    expected = F.conv2d(wide, w.double(), None if b is None else b.double(), padding=padding)
+    wide_b = None if b is None else b.double()
+    expected = of_rank(F, x)(wide, w.double(), wide_b, padding=padding, dilation=dilation)
     (expected_grad,) = torch.autograd.grad(expected, wide, g.double())
     unit = 0 if b is None else EPS * b.abs().max().double()
     assert (y - expected).abs().max() <= bound(x, w) + unit
@@ -74,6 +86,148 @@ def test_every_small_size_is_right_whichever_kernel_takes_it(height, layout):
 def test_padding(padding, layout):
     x = torch.randn(3, 33, 16, 16).contiguous(memory_format=layout)
     assert_within_bound(x, torch.randn(20, 33, 3, 3), padding=padding)
+
+
+@pytest.mark.parametrize("isa", SUPPORTED)
+@layouts
+@pytest.mark.parametrize(
+    "size, dilation, padding",
+    [
+        ((28, 28), 4, 4),  # sixteen images of 7x7
+        ((17, 31), (2, 3), (2, 1)),  # interleaved images of several sizes
+        ((30, 52), (7, 8), (7, 8)),
+        ((16, 60), (1, 12), (1, 12)),
+        ((20, 120), (2, 24), 0),
+    ],
+    ids=str,
+)
+def test_dilation(size, dilation, padding, layout, isa):
+    backends.set_isa(isa)
+    x, w = torch.randn(2, 100, *size), torch.randn(99, 100, 3, 3)
+    assert_within_bound(x.contiguous(memory_format=layout), w, torch.randn(99), padding, dilation)
+
+
+@pytest.mark.parametrize("isa", SUPPORTED)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    "channels, size, depth, padding, dilation",
+    [
+        (16, (12, 12, 12), 3, 1, 1),
+        (35, (5, 12, 16), 3, (2, 1, 0), (2, 1, 2)),  # channels of a tap are padded to vectors
+        (40, (4, 8, 9), 1, (0, 1, 1), 1),
+        (40, (7, 12, 9), 5, (4, 1, 1), 1),  # planes of which no tap is inside
+        (90, (3, 8, 8), 3, 1, 1),  # more terms than are added up at a time
+    ],
+    ids=str,
+)
+def test_volumes(channels, size, depth, padding, dilation, layout, isa):
+    backends.set_isa(isa)
+    x, w = torch.randn(2, channels, *size), torch.randn(40, channels, depth, 3, 3)
+    if layout == "channels_last":
+        x, w = (t.contiguous(memory_format=torch.channels_last_3d) for t in (x, w))
+    assert_within_bound(x, w, torch.randn(40), padding, dilation)
+
+
+def by_weight(g, x, w, padding=1, dilation=1):
+    """The gradients of filters shaped like w and of a bias, proven to have been made by Winograd."""
+    arguments = (w.shape, *(per_axis(v, x) * n for v, n in ((1, 1), (padding, 2), (dilation, 1))), 1, True)
+    told = explain(torch.ops.convnorm.conv_by_weight, g, x, *arguments)
+    assert all(k.startswith("conv_winograd_f4x4") for k in told.kernels), str(told)
+    return torch.ops.convnorm.conv_by_weight(g, x, *arguments)
+
+
+def assert_weights_within_bound(x, w, padding=1, dilation=1, gradient=None):
+    wide = w.double().requires_grad_()
+    y = of_rank(F, x)(x.double(), wide, padding=padding, dilation=dilation)
+    g = torch.empty_like(y, dtype=torch.float32).copy_(torch.randn(y.shape) if gradient is None else gradient(y.shape))
+    if not x.is_contiguous():
+        g = g.contiguous(memory_format=FORMATS["channels_last"] if x.dim() == 4 else torch.channels_last_3d)
+    gw, gb = by_weight(g, x, w, padding, dilation)
+    (expected,) = torch.autograd.grad(y, wide, g.double())
+    space = tuple(range(2, x.dim()))
+    largest = g.double().abs().sum((0, *space)).max()
+    assert (gw - expected).abs().max() <= 64 * EPS * x.abs().max().double() * largest
+    assert (gb - g.double().sum((0, *space))).abs().max() <= 64 * EPS * largest
+    return gw, expected
+
+
+@pytest.mark.parametrize("isa", SUPPORTED)
+@layouts
+@pytest.mark.parametrize(
+    "x, filters, padding, dilation",
+    [
+        ((4, 32, 16, 16), 48, 1, 1),
+        ((3, 52, 23, 17), 37, 0, 1),  # nothing divides
+        ((2, 64, 30, 28), 200, 3, 1),
+        ((9, 100, 8, 12), 70, (2, 1), (2, 3)),
+        ((6, 160, 40, 44), 150, 1, 1),  # several chunks of tiles
+    ],
+    ids=str,
+)
+def test_weights(x, filters, padding, dilation, layout, isa):
+    backends.set_isa(isa)
+    source = torch.randn(x).contiguous(memory_format=layout)
+    assert_weights_within_bound(source, torch.randn(filters, x[1], 3, 3), padding, dilation)
+
+
+@pytest.mark.parametrize("isa", SUPPORTED)
+@pytest.mark.parametrize(
+    "layout", [torch.contiguous_format, torch.channels_last_3d], ids=["contiguous", "channels_last"]
+)
+@pytest.mark.parametrize(
+    "channels, depth, padding, dilation", [(32, 3, 1, 1), (35, 3, (2, 1, 0), (2, 1, 2)), (64, 1, 1, 1)]
+)
+def test_weights_of_volumes(channels, depth, padding, dilation, layout, isa):
+    backends.set_isa(isa)
+    source = torch.randn(2, channels, 6, 16, 16).contiguous(memory_format=layout)
+    assert_weights_within_bound(source, torch.randn(40, channels, depth, 3, 3), padding, dilation)
+
+
+@pytest.mark.parametrize("images", [1, 32])
+@pytest.mark.parametrize(
+    "kind", ["normal", "one sign", "offset", "constant", "one pixel", "checkerboard", "heavy tails"]
+)
+def test_error_of_weights_by_images(images, kind):
+    """Measured, of the bound's 64: at most 8 here, and 15 over 50,000 tiles."""
+    x, gradient = torch.randn(images, 64, 20, 20), torch.randn
+    board = (-1.0) ** (torch.arange(20) + torch.arange(20)[:, None])
+    if kind == "one sign":
+        x, gradient = x.abs(), torch.rand
+    if kind == "offset":
+        x = x + 100
+    if kind == "constant":
+        x, gradient = torch.full_like(x, 1.1), lambda shape: torch.full(shape, 0.37)
+    if kind == "one pixel":
+        gradient = lambda shape: 1.7 * (torch.arange(torch.Size(shape).numel()) % 400 == 63).view(shape)  # noqa: E731
+    if kind == "checkerboard":
+        x, gradient = 1.3 * board.expand_as(x).contiguous(), lambda shape: 0.37 * board.expand(shape)
+    if kind == "heavy tails":
+        x, gradient = x**5, lambda shape: torch.randn(shape) ** 5
+    gw, expected = assert_weights_within_bound(x, torch.randn(32, 64, 3, 3), gradient=gradient)
+    if kind == "normal":
+        assert (gw - expected).pow(2).mean().sqrt() <= 10 * 2.0**-23 * expected.pow(2).mean().sqrt()
+
+
+@layouts
+def test_weights_have_the_same_bits_for_any_number_of_threads(layout):
+    x, w = torch.randn(4, 70, 33, 30).contiguous(memory_format=layout), torch.randn(90, 70, 3, 3)
+    g = torch.randn(4, 90, 33, 30).contiguous(memory_format=layout)
+    results = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        results.append(by_weight(g, x, w))
+    for other in results[1:]:
+        for a, e in zip(other, results[0], strict=True):
+            assert_same(a, e)
+
+
+def test_strides_do_not_matter_to_weights():
+    x, g, w = torch.randn(2, 40, 15, 18), torch.randn(2, 40, 15, 18), torch.randn(40, 40, 3, 3)
+    plain = by_weight(g, x, w)
+    wide = torch.randn(2, 40, 15, 36).index_copy_(3, torch.arange(0, 36, 2), x)[..., ::2]
+    turned = g.transpose(2, 3).contiguous().transpose(2, 3)
+    for a, e in zip(by_weight(turned, wide, w), plain, strict=True):
+        assert_same(a, e)
 
 
 @pytest.mark.parametrize("channels", [16, 64, 256, 512])
@@ -145,7 +299,7 @@ def test_strides_do_not_matter():
 REFUSALS = [  # reason, input, weight, arguments
     ("3x3 window", (4, 32, 32, 32), (32, 32, 5, 5), {}),
     ("stride 1", (4, 32, 32, 32), (32, 32, 3, 3), {"stride": 2}),
-    ("dilation 1", (4, 32, 32, 32), (32, 32, 3, 3), {"dilation": 2}),
+    ("divides 24", (4, 64, 64, 64), (64, 64, 3, 3), {"dilation": 5, "padding": 5}),
     ("one group", (4, 32, 32, 32), (32, 16, 3, 3), {"groups": 2}),
     ("too few channels", (4, 3, 224, 224), (64, 3, 3, 3), {}),
     ("or tiles", (1, 64, 2, 2), (64, 64, 3, 3), {"padding": 1}),

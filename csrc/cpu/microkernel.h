@@ -349,5 +349,19 @@ struct TileTable {
 template <class C, Form kForm>
 inline constexpr TileTable<C, kForm> kTiles{};
 
+// `rows` rows from tiles.a in tiles of equal height, but for one row.
+template <class C, Form kForm>
+void run_equal_tiles(TileBlock<C> tiles, std::int64_t rows, std::int64_t vectors) {
+  const std::int64_t count = ceil_div(rows, kRows), height = rows / count, taller = rows % count;
+  for (const bool more : {true, false}) {
+    const std::int64_t h = height + more;
+    tiles.rows = more ? taller : count - taller;
+    tiles.a_step = h * (kForm == Form::interleaved ? 1 : tiles.lda);
+    if (tiles.rows > 0) kTiles<C, kForm>.fn[h][vectors](tiles);
+    tiles.a += tiles.rows * tiles.a_step;
+    tiles.c_rows += tiles.rows * h;
+  }
+}
+
 }  // namespace
 }  // namespace convnorm

@@ -120,7 +120,7 @@ extern const Igemm igemm_avx512;
 // --- Winograd F(4x4, 3x3): 3x3, stride 1, float32, in 1/4 of the multiplications (cpu/conv_winograd_*)
 // ---------------
 
-// Why a forward or by-input problem cannot, or had better not, be computed so; null when it should.
+// Why a problem cannot, or had better not, be computed so; null when it should.
 const char* winograd_refusal(const Params& p);
 
 // The process-wide switch, on unless the environment has CONVNORM_WINOGRAD=0.
@@ -128,7 +128,8 @@ bool winograd_enabled();
 void set_winograd(bool enabled);
 
 struct Winograd {
-  void (*run)(const Dense&);
+  void (*run)(const Dense&);  // forward and by input
+  void (*by_weight)(const Dense&);
 };
 extern const Winograd winograd_generic;
 #if defined(__x86_64__)

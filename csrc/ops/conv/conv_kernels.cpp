@@ -28,6 +28,7 @@ void run_igemm(const Params& p) {
 // A stride of 1 makes by input one dense problem, as forward is.
 template <const Winograd* kWinograd>
 void run_winograd(const Params& p) {
+  if (p.pass == Pass::by_weight) return kWinograd->by_weight(forward_problem(p));
   kWinograd->run(p.pass == Pass::forward ? forward_problem(p) : by_input_problems(p).front());
 }
 
@@ -198,7 +199,7 @@ constexpr auto kForward =
 constexpr auto kByInput =
     join(kDepthwiseRows, kWinogradRows, kGroupedRows, kCol2imRows, kAnyRows<im2col_by_input>, kCudaRows);
 constexpr auto kByWeight =
-    join(kDepthwiseRows, kGroupedWeightRows, kAnyRows<im2col_by_weight>, kCudaWeightRows);
+    join(kDepthwiseRows, kWinogradRows, kGroupedWeightRows, kAnyRows<im2col_by_weight>, kCudaWeightRows);
 
 }  // namespace
 

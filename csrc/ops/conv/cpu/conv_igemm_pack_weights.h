@@ -22,6 +22,17 @@ void transpose_lanes(const S* src, std::int64_t row_stride, std::int64_t lanes, 
       transpose<C>(square);
       for (int r = 0; r < L; ++r) store(dst + (i + r) * step + o, square[r]);
     }
+  if (2 * (n - i) > L) {  // most of a square: taps of a 3x3 window
+    for (std::int64_t o = (lanes - 1) / L * L; o >= 0; o -= L) {
+      vec<C> square[L];
+      for (std::int64_t r = 0; r < L; ++r)
+        square[r] = o + r < lanes ? load_n(src + (o + r) * row_stride + i, n - i) : vec<C>{};
+      transpose<C>(square);
+      for (std::int64_t r = 0; r < n - i; ++r)
+        store_n(dst + (i + r) * step + o, square[r], imin(L, lanes - o));
+    }
+    return;
+  }
   for (; i < n; ++i)
     for (std::int64_t o = 0; o < lanes; ++o) dst[i * step + o] = load1(src + o * row_stride + i);
 }

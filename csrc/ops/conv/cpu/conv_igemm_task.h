@@ -120,20 +120,6 @@ TileBlock<C> block_tiles(const Task<C>& t, const Block& b, bool first) {
   return tiles;
 }
 
-// Rows from tiles.a, lda apart, in tiles of equal height, but for one row.
-template <class C, Form kForm>
-void run_equal_tiles(TileBlock<C> tiles, std::int64_t rows, std::int64_t vectors) {
-  const std::int64_t count = ceil_div(rows, kRows), height = rows / count, taller = rows % count;
-  for (const bool more : {true, false}) {
-    const std::int64_t h = height + more;
-    tiles.rows = more ? taller : count - taller;
-    tiles.a_step = h * tiles.lda;
-    if (tiles.rows > 0) kTiles<C, kForm>.fn[h][vectors](tiles);
-    tiles.a += tiles.rows * tiles.a_step;
-    tiles.c_rows += tiles.rows * h;
-  }
-}
-
 template <class C>
 const C* block_weights(const Task<C>& t, const Block& b) {
   return t.weights + t.group * t.plan->weights + b.start * t.plan->panels * t.plan->panel;

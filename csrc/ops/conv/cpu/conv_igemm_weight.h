@@ -131,29 +131,6 @@ void pack_gout_panel(const Dense& d, std::int64_t group, std::int64_t k0, std::i
   }
 }
 
-// Sums of the first `lanes` columns of panel[pixels][width]: four short sums per lane, joined in double.
-// `slack`: the last vector may be read whole; by elements it takes several times as long.
-template <class C>
-void add_bias_sums(const C* panel, std::int64_t pixels, std::int64_t lanes, std::int64_t width, bool slack,
-                   double* sums) {
-  constexpr int L = kLanes<C>, kParts = 4;
-  for (std::int64_t v = 0; v < lanes; v += L) {
-    const std::int64_t n = imin(L, lanes - v);
-    const auto get = [&](std::int64_t x) {
-      const C* at = panel + x * width + v;
-      return n == L || slack ? load(at) : load_n(at, n);
-    };
-    vec<C> part[kParts];
-    for (int i = 0; i < kParts; ++i) part[i] = vec<C>{};
-    std::int64_t x = 0;
-    for (; x + kParts <= pixels; x += kParts)
-      for (int i = 0; i < kParts; ++i) part[i] += get(x + i);
-    for (; x < pixels; ++x) part[0] += get(x);
-    for (std::int64_t o = 0; o < n; ++o)
-      for (int i = 0; i < kParts; ++i) sums[v + o] += double(part[i][o]);
-  }
-}
-
 // Where gout has the channels of the task at pixel x.
 template <class C>
 const C* out_pixels(const WeightTask<C>& t, std::int64_t x) {

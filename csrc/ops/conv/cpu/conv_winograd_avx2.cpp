@@ -1,4 +1,5 @@
 #if defined(__x86_64__)
+#include "cpu/arena.h"
 #include "ops/conv/conv.h"
 
 #include "cpu/target_avx2.h"
@@ -6,11 +7,13 @@
 #include "cpu/microkernel.h"
 #include "ops/conv/cpu/conv_igemm_pack.h"
 #include "ops/conv/cpu/conv_igemm_pack_weights.h"
+#include "ops/conv/cpu/conv_igemm_weight_sums.h"
 #include "ops/conv/cpu/conv_winograd_transform.h"
 #include "ops/conv/cpu/conv_winograd_tiles.h"
 #include "ops/conv/cpu/conv_winograd_kernel.h"
+#include "ops/conv/cpu/conv_winograd_weight.h"
 
 namespace convnorm::conv {
-extern const Winograd winograd_avx2 = {run_winograd};
+extern const Winograd winograd_avx2 = {run_winograd, winograd_by_weight};
 }
 #endif

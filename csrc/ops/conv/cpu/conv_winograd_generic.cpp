@@ -1,3 +1,4 @@
+#include "cpu/arena.h"
 #include "ops/conv/conv.h"
 
 #include "cpu/target_generic.h"
@@ -5,10 +6,12 @@
 #include "cpu/microkernel.h"
 #include "ops/conv/cpu/conv_igemm_pack.h"
 #include "ops/conv/cpu/conv_igemm_pack_weights.h"
+#include "ops/conv/cpu/conv_igemm_weight_sums.h"
 #include "ops/conv/cpu/conv_winograd_transform.h"
 #include "ops/conv/cpu/conv_winograd_tiles.h"
 #include "ops/conv/cpu/conv_winograd_kernel.h"
+#include "ops/conv/cpu/conv_winograd_weight.h"
 
 namespace convnorm::conv {
-extern const Winograd winograd_generic = {run_winograd};
+extern const Winograd winograd_generic = {run_winograd, winograd_by_weight};
 }

@@ -1,13 +1,14 @@
-// Winograd convolution of a Dense problem (3x3, stride 1, either direction of the taps), see
+// Winograd convolution of a Dense problem (3x3, stride 1, any dilation, either direction of the taps), see
 // conv_winograd_transform.h.
 //
 // 36 matrix products M[xi] = V[xi] U[xi]: rows are tiles, columns output channels, the sum runs over input
-// channels. Two schedules, chosen by shape:
+// channels, of all depth taps where a window has several (those of a tap are padded to whole vectors then).
+// Two schedules, chosen by shape:
 //
 //   by tiles (many tiles):            U of all filters once, shared
 //     for task = block of 24 tiles:   V of the block, which stays in or near L2
 //       for panel of filters:         36 products (36 x 24 x 16 values), then the output transform
-//   by filters (few tiles, much U):   V of at most 128 tiles, shared
+//   by filters (few tiles, much U):   V of at most 144 tiles, shared
 //     for task = panel of filters:    for 256 input channels: U of the panel; 36 products added up
 //                                     then the output transform
 //
@@ -23,16 +24,18 @@ inline constexpr std::int64_t kPanel = kCols<float>;
 inline constexpr std::int64_t kDepth = 256;             // input channels added up at a time
 inline constexpr std::int64_t kBlockTiles = 24;         // a multiple of kRows
 inline constexpr std::int64_t kFewTiles = 96;           // up to here by filters
-inline constexpr std::int64_t kMostTiles = 128;         // by filters: at a time,
+inline constexpr std::int64_t kMostTiles = 144;         // by filters: at a time,
 inline constexpr std::int64_t kMostBytes = 16 << 20;    // and bytes of V
 inline constexpr std::int64_t kMostFilters = 12 << 20;  // by tiles: bytes of U
 
 struct WinogradPlan {
   Grid grid;
   bool by_filters;
-  std::int64_t panels;  // of kPanel filters
-  std::int64_t block;   // tiles of a task; by filters: at a time
-  std::int64_t depth;   // channels added up at a time
+  std::int64_t panels;        // of kPanel filters
+  std::int64_t block;         // tiles of a task; by filters: at a time
+  std::int64_t tap_channels;  // of a depth tap, in the sum
+  std::int64_t reduced;       // of all of them
+  std::int64_t depth;         // added up at a time
   std::int64_t v_row, v_plane, u_plane, m_plane;
 
   std::int64_t blocks() const { return ceil_div(grid.tiles, block); }
@@ -47,72 +50,84 @@ inline WinogradPlan make_winograd_plan(const Dense& d) {
   WinogradPlan p{};
   p.grid = make_grid(d);
   p.panels = ceil_div(d.out_c, kPanel);
-  p.v_row = ceil_div(d.red_c, kL) * kL;
-  p.depth = ceil_div(ceil_div(d.red_c, ceil_div(d.red_c, kDepth)), kL) * kL;
-  const std::int64_t filters = kPoints * sizeof(float) * p.panels * kPanel * d.red_c;
+  const std::int64_t taps = d.axis[0].taps, padded = ceil_div(d.red_c, kL) * kL;
+  p.tap_channels = taps == 1 ? d.red_c : padded;
+  p.reduced = taps * p.tap_channels;
+  p.v_row = taps * padded;
+  p.depth = ceil_div(ceil_div(p.reduced, ceil_div(p.reduced, kDepth)), kL) * kL;
+  const std::int64_t filters = kPoints * sizeof(float) * p.panels * kPanel * p.reduced;
   p.by_filters = p.grid.tiles <= kFewTiles || filters > kMostFilters;
+  p.block = kBlockTiles;
   if (p.by_filters) {
+    const std::int64_t unit = p.grid.gap_w == 1 ? kRows : kBlockTiles;  // groups of tiles stay together
     const std::int64_t room = kMostBytes / std::int64_t(kPoints * sizeof(float) * p.v_row);
-    const std::int64_t most = imin(kMostTiles, imax(room, kBlockTiles));
-    p.block = ceil_div(ceil_div(p.grid.tiles, ceil_div(p.grid.tiles, most)), kRows) * kRows;
-  } else {
-    p.block = kBlockTiles;
+    const std::int64_t most = imin(kMostTiles, imax(room / kBlockTiles, 1) * kBlockTiles);
+    p.block = ceil_div(ceil_div(p.grid.tiles, ceil_div(p.grid.tiles, most)), unit) * unit;
   }
   p.v_plane = odd_plane(p.block * p.v_row);
-  p.u_plane = odd_plane((p.by_filters ? p.depth : d.red_c) * kPanel);
+  p.u_plane = odd_plane((p.by_filters ? p.depth : p.reduced) * kPanel);
   p.m_plane = odd_plane(p.block * kPanel);
   return p;
 }
 
-// U of channels [c0, c1) of one panel, to u[xi * plane + (c - c0) * kPanel]. Filters are first copied to
-// `raw`, a vector of filters per tap, in the order in which they can be turned in registers.
+// Vectors of filters in a panel.
+inline std::int64_t panel_vectors(const Dense& d, std::int64_t panel) {
+  return ceil_div(imin(kPanel, d.out_c - panel * kPanel), kL);
+}
+
+// U of terms [e0, e1) of the sum, of one panel, to u[xi * plane + (e - e0) * kPanel]. Filters are first
+// copied to `raw`, a vector of filters per tap, in the order in which they can be turned in registers.
 inline constexpr std::int64_t kRawChannels = 32;
 inline constexpr std::int64_t kRaw = kRawChannels * 9 * kPanel;
 
-inline void weight_panel(const Dense& d, std::int64_t panel, std::int64_t c0, std::int64_t c1, float* raw,
-                         float* u, std::int64_t plane) {
-  const std::int64_t k0 = panel * kPanel, lanes = imin(kPanel, d.out_c - k0);
+// Channels of one depth tap.
+inline void weight_channels(const Dense& d, std::int64_t panel, std::int64_t depth_tap, std::int64_t c,
+                            std::int64_t channels, float* raw, float* u, std::int64_t plane) {
+  const std::int64_t k0 = panel * kPanel, lanes = imin(kPanel, d.out_c - k0), taps = 9 * depth_tap;
   const bool channel_last = d.axis[2].weight_step != 1;  // taps, then channels
-  for (std::int64_t c = c0; c < c1; c += kRawChannels) {
-    const std::int64_t channels = imin(kRawChannels, c1 - c);
-    pack_weight_panel<float, float>(d, 0, Block{0, 9, c, c + channels, 0}, channel_last, k0, lanes, kPanel,
-                                    raw);
-    std::int64_t tap = channel_last ? channels * kPanel : kPanel, row = 3 * tap;
-    const std::int64_t channel = channel_last ? kPanel : 9 * kPanel;
-    const float* from = raw;
-    if (d.axis[1].offset_step < 0) from += 2 * row, row = -row;
-    if (d.axis[2].offset_step < 0) from += 2 * tap, tap = -tap;
-    for (std::int64_t i = 0; i < channels; ++i)
-      for (std::int64_t v = 0; v < kPanel; v += kL)
-        transform_weight(from + i * channel + v, row, tap, u + (c - c0 + i) * kPanel + v, plane);
+  pack_weight_panel<float, float>(d, 0, Block{taps, taps + 9, c, c + channels, 0}, channel_last, k0, lanes,
+                                  kPanel, raw);
+  std::int64_t tap = channel_last ? channels * kPanel : kPanel, row = 3 * tap;
+  const std::int64_t channel = channel_last ? kPanel : 9 * kPanel;
+  const float* from = raw;
+  if (d.axis[1].offset_step < 0) from += 2 * row, row = -row;
+  if (d.axis[2].offset_step < 0) from += 2 * tap, tap = -tap;
+  for (std::int64_t i = 0; i < channels; ++i)
+    for (std::int64_t v = 0; v < lanes; v += kL)
+      transform_weight(from + i * channel + v, row, tap, u + i * kPanel + v, plane);
+}
+
+inline void weight_panel(const Dense& d, const WinogradPlan& p, std::int64_t panel, std::int64_t e0,
+                         std::int64_t e1, float* raw, float* u) {
+  for (std::int64_t e = e0; e < e1;) {
+    const std::int64_t tap = e / p.tap_channels, c = e % p.tap_channels;
+    const std::int64_t n = imin(kRawChannels, imin(e1 - e, p.tap_channels - c));
+    const std::int64_t channels = imax(0, imin(n, d.red_c - c));
+    float* to = u + (e - e0) * kPanel;
+    if (channels > 0) weight_channels(d, panel, tap, c, channels, raw, to, p.u_plane);
+    for (std::int64_t xi = 0; channels < n && xi < kPoints; ++xi)
+      zero(to + xi * p.u_plane + channels * kPanel, (n - channels) * kPanel);
+    e += n;
   }
 }
 
-// m[xi] (+)= v[xi] u[xi] for channels [c0, c1), whose weights start at u.
+// m[xi] (+)= v[xi] u[xi] for terms [c0, c1) of the sum, whose weights, so many vectors wide, start at u.
 inline void multiply(const WinogradPlan& p, const float* v, std::int64_t tiles, std::int64_t c0,
-                     std::int64_t c1, const float* u, float* m) {
+                     std::int64_t c1, const float* u, std::int64_t vectors, float* m) {
   TileBlock<float> block{};
   block.columns = 1;
   block.depth = c1 - c0;
   block.piece = piece_length(c1 - c0, chain_limit(p.v_row));
-  block.lda = p.v_row;
-  block.a_step = kRows * p.v_row;
   block.start = c0 == 0 ? Start::zero : Start::add_to_c;
   std::int64_t rows[kMostTiles];
   for (std::int64_t t = 0; t < tiles; ++t) rows[t] = t * kPanel;
-  const std::int64_t full = tiles / kRows, rest = tiles % kRows;
+  block.lda = p.v_row;
+  block.c_rows = rows;
   for (std::int64_t xi = 0; xi < kPoints; ++xi) {
     block.b = u + xi * p.u_plane;
     block.a = v + xi * p.v_plane + c0;
     block.c = m + xi * p.m_plane;
-    block.c_rows = rows;
-    block.rows = full;
-    if (full > 0) kTiles<float, Form::by_rows>.fn[kRows][kColVecs](block);
-    if (rest == 0) continue;
-    block.a += full * block.a_step;
-    block.c_rows += full * kRows;
-    block.rows = 1;
-    kTiles<float, Form::by_rows>.fn[rest][kColVecs](block);
+    run_equal_tiles<float, Form::by_rows>(block, tiles, vectors);
   }
 }
 
@@ -125,42 +140,46 @@ inline void output_panel(const Dense& d, const WinogradPlan& p, std::int64_t pan
     bias[v] = load_n(static_cast<const float*>(d.bias) + k + v * kL, imin(kL, lanes - v * kL));
   float* dst = static_cast<float*>(d.dst) + k * d.dst_c;
   each_run(p.grid, t0, t1,
-           [&](const TileRun& run) { output_run(d, run, p.products(m), bias, lanes, dst, strip); });
+           [&](const TileRun& run) { output_run(d, p.grid, run, p.products(m), bias, lanes, dst, strip); });
 }
 
-// Scratch of a worker, as one allocation: the parts a task needs, each at a cache line.
-struct Parts {
+// Scratch of a worker: the parts that a task needs.
+struct WinogradWork {
   float *strip, *raw, *u, *v, *m;
 };
 
-inline Parts make_parts(const WinogradPlan& p, bool raw, bool u, bool v, bool m) {
-  const std::int64_t size[5] = {strip_elements(imin(p.block, p.grid.columns)), raw ? kRaw : 0,
-                                u ? kPoints * p.u_plane : 0, v ? kPoints * p.v_plane : 0,
-                                m ? kPoints * p.m_plane : 0};
-  std::int64_t at[6] = {0};
-  for (int i = 0; i < 5; ++i) at[i + 1] = at[i] + ceil_div(size[i], kLine) * kLine;
-  float* memory = static_cast<float*>(scratch_bytes(Slot::local, at[5] * sizeof(float)));
-  return {memory, memory + at[1], memory + at[2], memory + at[3], memory + at[4]};
+inline WinogradWork make_work(const WinogradPlan& p, bool raw, bool u, bool v, bool m) {
+  const auto planes = [](bool wanted, std::int64_t plane) { return wanted ? kPoints * plane : 0; };
+  return carve_scratch(Slot::local, [&](Arena& arena) {
+    WinogradWork w;
+    w.strip = arena.take<float>(strip_elements(imin(p.block, p.grid.columns), p.grid.gap_w));
+    w.raw = arena.take<float>(raw ? kRaw : 0);
+    w.u = arena.take<float>(planes(u, p.u_plane));
+    w.v = arena.take<float>(planes(v, p.v_plane));
+    w.m = arena.take<float>(planes(m, p.m_plane));
+    return w;
+  });
 }
 
 inline void winograd_by_tiles(const Dense& d, const WinogradPlan& p) {
   const std::int64_t u_panel = kPoints * p.u_plane;
   float* u = static_cast<float*>(scratch_bytes(Slot::shared, p.panels * u_panel * sizeof(float)));
   parallel_for(p.panels, 1, [&](std::int64_t begin, std::int64_t end) {
-    const Parts work = make_parts(p, true, false, false, false);
-    for (std::int64_t k = begin; k < end; ++k)
-      weight_panel(d, k, 0, d.red_c, work.raw, u + k * u_panel, p.u_plane);
+    const WinogradWork work = make_work(p, true, false, false, false);
+    for (std::int64_t k = begin; k < end; ++k) weight_panel(d, p, k, 0, p.reduced, work.raw, u + k * u_panel);
   });
   parallel_for(p.blocks(), 1, [&](std::int64_t begin, std::int64_t end) {
-    const Parts work = make_parts(p, false, false, true, true);
+    const WinogradWork work = make_work(p, false, false, true, true);
     for (std::int64_t i = begin; i < end; ++i) {
       const std::int64_t t0 = i * p.block, t1 = imin(p.grid.tiles, t0 + p.block);
       each_run(p.grid, t0, t1, [&](const TileRun& run) {
-        input_run(d, p.grid, run, 0, d.red_c, work.strip, p.inputs(work.v));
+        for (std::int64_t tap = 0; tap < d.axis[0].taps; ++tap)
+          input_run(d, p.grid, run, tap, 0, d.red_c, work.strip, p.inputs(work.v + tap * p.tap_channels));
       });
       for (std::int64_t k = 0; k < p.panels; ++k) {
-        for (std::int64_t c = 0; c < d.red_c; c += p.depth)
-          multiply(p, work.v, t1 - t0, c, imin(d.red_c, c + p.depth), u + k * u_panel + c * kPanel, work.m);
+        for (std::int64_t e = 0; e < p.reduced; e += p.depth)
+          multiply(p, work.v, t1 - t0, e, imin(p.reduced, e + p.depth), u + k * u_panel + e * kPanel,
+                   panel_vectors(d, k), work.m);
         output_panel(d, p, k, t0, t1, work.m, work.strip);
       }
     }
@@ -173,19 +192,24 @@ inline void winograd_by_filters(const Dense& d, const WinogradPlan& p) {
   float* v = static_cast<float*>(scratch_bytes(Slot::shared, kPoints * p.v_plane * sizeof(float)));
   for (std::int64_t t0 = 0; t0 < p.grid.tiles; t0 += p.block) {
     const std::int64_t t1 = imin(p.grid.tiles, t0 + p.block);
-    parallel_for(ceil_div(d.red_c, kInputChannels), 1, [&](std::int64_t begin, std::int64_t end) {
-      const Parts work = make_parts(p, false, false, false, false);
-      const std::int64_t c0 = begin * kInputChannels, c1 = imin(d.red_c, end * kInputChannels);
-      each_run(p.grid, t0, t1,
-               [&](const TileRun& run) { input_run(d, p.grid, run, c0, c1, work.strip, p.inputs(v)); });
+    const std::int64_t pieces = ceil_div(d.red_c, kInputChannels);
+    parallel_for(d.axis[0].taps * pieces, 1, [&](std::int64_t begin, std::int64_t end) {
+      const WinogradWork work = make_work(p, false, false, false, false);
+      for (std::int64_t i = begin; i < end; ++i) {
+        const std::int64_t tap = i / pieces, c0 = i % pieces * kInputChannels;
+        const std::int64_t c1 = imin(d.red_c, c0 + kInputChannels);
+        each_run(p.grid, t0, t1, [&](const TileRun& run) {
+          input_run(d, p.grid, run, tap, c0, c1, work.strip, p.inputs(v + tap * p.tap_channels));
+        });
+      }
     });
     parallel_for(p.panels, 1, [&](std::int64_t begin, std::int64_t end) {
-      const Parts work = make_parts(p, true, true, false, true);
+      const WinogradWork work = make_work(p, true, true, false, true);
       for (std::int64_t k = begin; k < end; ++k) {
-        for (std::int64_t c = 0; c < d.red_c; c += p.depth) {
-          const std::int64_t c1 = imin(d.red_c, c + p.depth);
-          weight_panel(d, k, c, c1, work.raw, work.u, p.u_plane);
-          multiply(p, v, t1 - t0, c, c1, work.u, work.m);
+        for (std::int64_t e = 0; e < p.reduced; e += p.depth) {
+          const std::int64_t end_e = imin(p.reduced, e + p.depth);
+          weight_panel(d, p, k, e, end_e, work.raw, work.u);
+          multiply(p, v, t1 - t0, e, end_e, work.u, panel_vectors(d, k), work.m);
         }
         output_panel(d, p, k, t0, t1, work.m, work.strip);
       }

@@ -22,6 +22,10 @@
 // Winograd Convolution for Deep Neural Networks"), here a = 2/3 and b = 3/2, lose twice as much. And ab = 1
 // saves products.
 //
+// By weight the same form is read the other way round: with dY the gradient of a tile's outputs,
+//
+//   dg = G' [ sum over tiles of (A dY A') . (B' d B) ] G
+//
 // Everything here works on one vector of channels at a time; a transformed value xi = 6i + j lies `plane`
 // elements from the next. Include after cpu/vec.h.
 #pragma once
@@ -73,23 +77,51 @@ inline void output_line(const F (&x)[kReach], F (&y)[kTile]) {
   y[3] = (kA3 * diff_a + x[5]) + kB3 * diff_b;
 }
 
-// V = B' d B of one tile, whose pixel (i, j) is at rows[i] + j * column.
-inline void transform_input(const float* const (&rows)[kReach], std::int64_t column, float* v,
-                            std::int64_t plane) {
-  F half[kReach][kReach];
+// y = A x
+inline void gradient_line(const F (&x)[kTile], F (&y)[kReach]) {
+  const F even_a = x[0] + kA2 * x[2], odd_a = kA * x[1] + kA3 * x[3];
+  const F even_b = x[0] + kB2 * x[2], odd_b = kB * x[1] + kB3 * x[3];
+  y[0] = x[0];
+  y[1] = even_a + odd_a;
+  y[2] = even_a - odd_a;
+  y[3] = even_b + odd_b;
+  y[4] = even_b - odd_b;
+  y[5] = x[3];
+}
+
+// y = G' x
+inline void weight_gradient_line(const F (&x)[kReach], F (&y)[3]) {
+  const F sum_a = x[1] + x[2], diff_a = x[1] - x[2];
+  const F sum_b = x[3] + x[4], diff_b = x[3] - x[4];
+  y[0] = (x[0] + kP * sum_a) + kQ * sum_b;
+  y[1] = (kP * kA) * diff_a + (kQ * kB) * diff_b;
+  y[2] = ((kP * kA2) * sum_a + x[5]) + (kQ * kB2) * sum_b;
+}
+
+inline void tile_line(const F (&x)[kReach], F (&y)[kReach]) { input_line(x, y); }
+inline void tile_line(const F (&x)[kTile], F (&y)[kReach]) { gradient_line(x, y); }
+
+// B' d B of one tile of inputs, or A dY A' of one of gradients and in a 37th plane their sum; pixel (i, j) is
+// at rows[i] + j * column.
+template <int kSide>
+inline void transform_tile(const float* const (&rows)[kSide], std::int64_t column, float* to,
+                           std::int64_t plane) {
+  F half[kReach][kSide], sum{};
 #pragma GCC unroll 6
-  for (int j = 0; j < kReach; ++j) {
-    F x[kReach], y[kReach];
-    for (int i = 0; i < kReach; ++i) x[i] = load(rows[i] + j * column);
-    input_line(x, y);
+  for (int j = 0; j < kSide; ++j) {
+    F x[kSide], y[kReach];
+    for (int i = 0; i < kSide; ++i) x[i] = load(rows[i] + j * column);
+    for (int i = 0; i < kSide; ++i) sum += x[i];
+    tile_line(x, y);
     for (int i = 0; i < kReach; ++i) half[i][j] = y[i];
   }
 #pragma GCC unroll 6
   for (int i = 0; i < kReach; ++i) {
     F y[kReach];
-    input_line(half[i], y);
-    for (int j = 0; j < kReach; ++j) store(v + (i * kReach + j) * plane, y[j]);
+    tile_line(half[i], y);
+    for (int j = 0; j < kReach; ++j) store(to + (i * kReach + j) * plane, y[j]);
   }
+  if constexpr (kSide == kTile) store(to + kPoints * plane, sum);
 }
 
 // U = G g G' of one filter, whose tap (i, j) is at g + i * row + j * column.
@@ -125,6 +157,24 @@ inline void transform_output(const float* m, std::int64_t plane, F bias, F (&out
   for (int i = 0; i < kTile; ++i) {
     output_line(half[i], out[i]);
     for (int j = 0; j < kTile; ++j) out[i][j] += bias;
+  }
+}
+
+// dg = G' m G of one filter; m is read a plane per value.
+inline void transform_weight_gradient(const float* m, std::int64_t plane, F (&out)[9]) {
+  F half[3][kReach];
+#pragma GCC unroll 6
+  for (int j = 0; j < kReach; ++j) {
+    F x[kReach], y[3];
+    for (int i = 0; i < kReach; ++i) x[i] = load(m + (i * kReach + j) * plane);
+    weight_gradient_line(x, y);
+    for (int i = 0; i < 3; ++i) half[i][j] = y[i];
+  }
+#pragma GCC unroll 3
+  for (int i = 0; i < 3; ++i) {
+    F y[3];
+    weight_gradient_line(half[i], y);
+    for (int j = 0; j < 3; ++j) out[3 * i + j] = y[j];
   }
 }
 

@@ -1,0 +1,238 @@
+// Winograd by weight (3x3, stride 1), see conv_winograd_transform.h:
+//
+//   gw[k][e] = G' [ sum over tiles of (A dY A')[k] . (B' d B)[e] ] G,      e = (depth tap, input channel)
+//
+// 36 matrix products M[xi] = W[xi]' V[xi]: rows are output channels, columns the terms e, the sum runs over
+// tiles. V lies in panels of 32 terms and W in panels of a block's channels, so that a product reads pages
+// through.
+//
+//   for chunk of tiles (V and W of 2 to 16 MB, shared):
+//     V and W of the chunk                           in parallel over tiles and panels
+//     for block of M (48 x 64), which stays in L2:   in parallel, by shape
+//       36 products over the chunk, 192 tiles at a time; gw (+)= G' M G
+//
+// grad_bias is summed from a 37th plane of W, the sums of the tiles of gradients.
+//
+// Include after conv_winograd_tiles.h and conv_igemm_weight_sums.h.
+#pragma once
+
+namespace convnorm::conv {
+namespace {
+
+// Tiles of a chunk: what L2 holds of V and W, but enough to be worth the last transform of all filters.
+inline constexpr std::int64_t kChunkBytes = 2 << 20, kMostChunkBytes = 16 << 20;
+inline constexpr std::int64_t kLeastChunk = 96;
+inline constexpr std::int64_t kTilesAtOnce = 192;               // of a sum: 32 columns of V stay in L1
+inline constexpr std::int64_t kPieceTiles = 48;                 // of a transform's task, whole groups
+inline constexpr std::int64_t kRowTiles = 4, kColumnTiles = 2;  // of a block of M, at most
+
+// Transforms in panels of so many channels: [panel][xi][tile][width].
+struct Panels {
+  std::int64_t width, count, plane, size;
+  Tiles panel(float* data, std::int64_t i) const { return {data + i * size, width, plane}; }
+};
+inline Panels make_panels(std::int64_t channels, std::int64_t width, std::int64_t tiles, int planes) {
+  const std::int64_t plane = odd_plane(tiles * width);
+  return {width, ceil_div(channels, width), plane, planes * plane};
+}
+
+struct WeightGradientPlan {
+  Grid grid;
+  std::int64_t chunk;                // tiles
+  std::int64_t tap_channels, terms;  // padded, as in forward
+  Panels v, w;                       // a panel of w is a block of rows
+  std::int64_t column_blocks;        // of panels of v
+  std::int64_t m_row, m_plane;
+  std::int64_t blocks() const { return w.count * column_blocks; }
+};
+
+inline WeightGradientPlan make_weight_gradient_plan(const Dense& d) {
+  WeightGradientPlan p{};
+  p.grid = make_grid(d);
+  const std::int64_t taps = d.axis[0].taps, padded = ceil_div(d.red_c, kL) * kL;
+  p.tap_channels = taps == 1 ? d.red_c : padded;
+  p.terms = taps * p.tap_channels;
+  // Smaller blocks where threads would have nothing to do.
+  const std::int64_t rows = ceil_div(d.out_c, kRows), columns = ceil_div(p.terms, kPanel);
+  std::int64_t tall = kRowTiles, wide = kColumnTiles;
+  while (ceil_div(rows, tall) * ceil_div(columns, wide) < 2 * parallel_width() && tall * wide > 1)
+    (tall > 1 ? tall : wide) /= 2;
+  p.column_blocks = ceil_div(columns, wide);
+  const std::int64_t height = ceil_div(ceil_div(d.out_c, ceil_div(rows, tall)), kL) * kL;
+  const std::int64_t tile = kPoints * sizeof(float) * (taps * padded + d.out_c);
+  const std::int64_t wanted = imin(imax(kChunkBytes / tile, kLeastChunk), kMostChunkBytes / tile);
+  const std::int64_t most = imax(1, wanted / kBlockTiles) * kBlockTiles;
+  p.chunk = ceil_div(ceil_div(p.grid.tiles, ceil_div(p.grid.tiles, most)), kBlockTiles) * kBlockTiles;
+  p.v = make_panels(taps * padded, kPanel, p.chunk, kPoints);
+  p.w = make_panels(d.out_c, height, p.chunk, kPoints + 1);
+  p.m_row = wide * kPanel;
+  p.m_plane = odd_plane(height * p.m_row);
+  return p;
+}
+
+// Panel i of V, for a run of tiles: its terms may belong to several depth taps.
+inline void input_panel(const Dense& d, const WeightGradientPlan& p, const TileRun& run, std::int64_t i,
+                        float* strip, Tiles v) {
+  const std::int64_t end = imin(p.terms, (i + 1) * kPanel);
+  for (std::int64_t e = i * kPanel; e < end;) {
+    const std::int64_t tap = e / p.tap_channels, c = e % p.tap_channels;
+    const std::int64_t n = imin(end - e, p.tap_channels - c);
+    Tiles to = v;
+    to.data += e - i * kPanel - c;
+    input_run(d, p.grid, run, tap, c, imin(d.red_c, c + n), strip, to);
+    e += n;
+  }
+}
+
+// V and W of the tiles [t0, t1) of a chunk, in parallel over pieces of tiles and panels.
+inline void transform_chunk(const Dense& d, const WeightGradientPlan& p, std::int64_t t0, std::int64_t t1,
+                            float* v, float* w) {
+  const Image s = gradient_image(d);
+  const std::int64_t panels = p.v.count + p.w.count;
+  parallel_for(ceil_div(t1 - t0, kPieceTiles) * panels, 1, [&](std::int64_t begin, std::int64_t end) {
+    const std::int64_t columns = imin(kPieceTiles, p.grid.columns);
+    float* strip = static_cast<float*>(
+        scratch_bytes(Slot::local, strip_elements(columns, p.grid.gap_w) * sizeof(float)));
+    for (std::int64_t i = begin; i < end; ++i) {
+      const std::int64_t from = i / panels * kPieceTiles, in = i % panels, out = in - p.v.count;
+      const bool inputs = out < 0;
+      Tiles to = inputs ? p.v.panel(v, in) : p.w.panel(w, out);
+      to.data += from * to.row;
+      const std::int64_t k0 = out * p.w.width, k1 = imin(d.out_c, k0 + p.w.width);
+      each_run(p.grid, t0 + from, imin(t1, t0 + from + kPieceTiles), [&](const TileRun& run) {
+        if (inputs) return input_panel(d, p, run, in, strip, to);
+        const float* plane = s.data + run.n * s.n_stride + run.plane * d.axis[0].out_stride;
+        transform_run<kTile>(s, p.grid, run, plane, k0, k1, strip, {to.data - k0, to.row, to.plane});
+      });
+    }
+  });
+}
+
+// A block of M: output channels [k0, k1), terms [e0, e1).
+struct WeightBlock {
+  std::int64_t k0, k1, e0, e1;
+};
+
+inline WeightBlock weight_block(const Dense& d, const WeightGradientPlan& p, std::int64_t i) {
+  const std::int64_t row = i / p.column_blocks, column = i % p.column_blocks;
+  const auto term = [&](std::int64_t j) {
+    return imin(p.terms, j * ceil_div(p.terms, kPanel) / p.column_blocks * kPanel);
+  };
+  return {row * p.w.width, imin(d.out_c, (row + 1) * p.w.width), term(column), term(column + 1)};
+}
+
+// m[xi] = w[xi]' v[xi] over so many tiles.
+inline void multiply_block(const WeightGradientPlan& p, const WeightBlock& b, std::int64_t tiles, float* v,
+                           const Tiles& w, const std::int64_t* rows, float* m) {
+  TileBlock<float> block{};
+  block.lda = w.row;
+  block.ldb = block.ahead_ld = kPanel;
+  block.ahead_lines = kPanel / kLine;
+  block.c_rows = rows;
+  block.columns = 1;
+  for (std::int64_t xi = 0; xi < kPoints; ++xi)
+    for (std::int64_t e = b.e0; e < b.e1; e += kPanel) {
+      const float* panel = p.v.panel(v, e / kPanel).data + xi * p.v.plane;
+      const bool last = e + kPanel >= b.e1;  // then the next plane of the first panel follows
+      const float* next = last ? p.v.panel(v, b.e0 / kPanel).data + (xi + 1) * p.v.plane : panel + p.v.size;
+      for (std::int64_t t = 0; t < tiles; t += kTilesAtOnce) {
+        block.depth = imin(kTilesAtOnce, tiles - t);
+        block.piece = piece_length(block.depth, chain_limit(p.grid.tiles));
+        block.start = t == 0 ? Start::zero : Start::add_to_c;
+        block.a = w.data + xi * w.plane + t * w.row;
+        block.b = panel + t * kPanel;
+        block.ahead = next + t * kPanel;
+        block.c = m + xi * p.m_plane + (e - b.e0);
+        run_equal_tiles<float, Form::interleaved>(block, b.k1 - b.k0, ceil_div(imin(kPanel, b.e1 - e), kL));
+      }
+    }
+}
+
+// Nine taps of `lanes` channels, to where they lie; added to what is there but for the first chunk.
+inline void write_taps(const Dense& d, const F (&taps)[9], std::int64_t lanes, float* to, bool add) {
+  const std::int64_t row = d.axis[1].weight_step, column = d.axis[2].weight_step;
+  if (d.weight_red == 1) {
+    for (int i = 0; i < 9; ++i) {
+      float* at = to + i / 3 * row + i % 3 * column;
+      __builtin_prefetch(at + d.weight_out, 1);  // pieces of nine rows: the hardware follows none of them
+      store_n(at, add ? taps[i] + load_n(at, lanes) : taps[i], lanes);
+    }
+    return;
+  }
+  int done = 0;
+  if (row == 3 && column == 1)  // a channel's taps follow each other: turned in squares
+    for (; 2 * (9 - done) > kL; done += kL) {
+      const std::int64_t n = imin(kL, 9 - done);
+      F square[kL] = {};
+      for (std::int64_t i = 0; i < n; ++i) square[i] = taps[done + i];
+      transpose<float>(square);
+      for (std::int64_t c = 0; c < lanes; ++c) {
+        float* at = to + c * d.weight_red + done;
+        store_n(at, add ? square[c] + load_n(at, n) : square[c], n);
+      }
+    }
+  for (int i = done; i < 9; ++i)
+    for (std::int64_t c = 0; c < lanes; ++c) {
+      float* at = to + c * d.weight_red + i / 3 * row + i % 3 * column;
+      *at = add ? *at + taps[i][c] : taps[i][c];
+    }
+}
+
+inline void write_block(const Dense& d, const WeightGradientPlan& p, const WeightBlock& b, const float* m,
+                        bool add) {
+  for (std::int64_t k = b.k0; k < b.k1; ++k, m += p.m_row)
+    for (std::int64_t e = b.e0; e < b.e1; e += kL) {
+      const std::int64_t tap = e / p.tap_channels, c = e % p.tap_channels, lanes = imin(kL, d.red_c - c);
+      if (lanes <= 0) continue;
+      F taps[9];
+      transform_weight_gradient(m + e - b.e0, p.m_plane, taps);
+      write_taps(
+          d, taps, lanes,
+          static_cast<float*>(d.weight) + k * d.weight_out + c * d.weight_red + tap * d.axis[0].weight_step,
+          add);
+    }
+}
+
+// The blocks of M over one chunk of tiles.
+inline void multiply_chunk(const Dense& d, const WeightGradientPlan& p, std::int64_t tiles, float* v,
+                           float* w, double* bias, bool add) {
+  parallel_for(p.blocks(), 1, [&](std::int64_t begin, std::int64_t end) {
+    float* m;
+    std::int64_t* rows;
+    carve_scratch(Slot::local, [&](Arena& arena) {
+      rows = arena.take<std::int64_t>(p.w.width);
+      return m = arena.take<float>(kPoints * p.m_plane);
+    });
+    for (std::int64_t i = 0; i < p.w.width; ++i) rows[i] = i * p.m_row;
+    for (std::int64_t i = begin; i < end; ++i) {
+      const WeightBlock b = weight_block(d, p, i);
+      const Tiles rows_of_w = p.w.panel(w, b.k0 / p.w.width);
+      multiply_block(p, b, tiles, v, rows_of_w, rows, m);
+      write_block(d, p, b, m, add);
+      for (std::int64_t t = 0; d.bias && b.e0 == 0 && t < tiles; t += kTilesAtOnce)
+        add_bias_sums(rows_of_w.data + kPoints * p.w.plane + t * p.w.width, imin(kTilesAtOnce, tiles - t),
+                      b.k1 - b.k0, p.w.width, false, bias + b.k0);
+    }
+  });
+}
+
+inline void winograd_by_weight(const Dense& d) {
+  const WeightGradientPlan p = make_weight_gradient_plan(d);
+  float *v, *w;
+  double* bias;
+  carve_scratch(Slot::shared, [&](Arena& arena) {
+    v = arena.take<float>(p.v.count * p.v.size);
+    w = arena.take<float>(p.w.count * p.w.size);
+    return bias = arena.take<double>(d.out_c);
+  });
+  for (std::int64_t k = 0; k < d.out_c; ++k) bias[k] = 0;
+  for (std::int64_t t0 = 0; t0 < p.grid.tiles; t0 += p.chunk) {
+    const std::int64_t tiles = imin(p.chunk, p.grid.tiles - t0);
+    transform_chunk(d, p, t0, t0 + tiles, v, w);
+    multiply_chunk(d, p, tiles, v, w, bias, t0 > 0);
+  }
+  if (d.bias) write_bias<float>(d, bias, 1, 0, d.out_c);
+}
+
+}  // namespace
+}  // namespace convnorm::conv
