@@ -15,6 +15,7 @@ from . import analysis, backends, data, distributed, flops, functional, models, 
 from .convert import conversion_report, convert, revert
 from .explain import explain
 from .fold import fold
+from .freeze import freeze, unfreeze
 from .fuse import fuse
 
 __all__ = [
@@ -28,10 +29,12 @@ __all__ = [
     "explain",
     "flops",
     "fold",
+    "freeze",
     "functional",
     "fuse",
     "models",
     "nn",
     "onnx",
     "revert",
+    "unfreeze",
 ]

@@ -102,13 +102,16 @@ def problems(draw):
         stem, kwargs = "adaptive_avg_pool", {"output_size": each(0, 12)}
     else:
         kernel = each(1, 6)
-        stem, kwargs = "avg_pool", {
-            "kernel_size": kernel,
-            "stride": draw(st.one_of(st.none(), st.just(each(1, 5)))),
-            "padding": [draw(st.integers(0, k // 2)) for k in kernel],
-            "ceil_mode": draw(st.booleans()),
-            "count_include_pad": draw(st.booleans()),
-        }
+        stem, kwargs = (
+            "avg_pool",
+            {
+                "kernel_size": kernel,
+                "stride": draw(st.one_of(st.none(), st.just(each(1, 5)))),
+                "padding": [draw(st.integers(0, k // 2)) for k in kernel],
+                "ceil_mode": draw(st.booleans()),
+                "count_include_pad": draw(st.booleans()),
+            },
+        )
         if n > 1:
             kwargs["divisor_override"] = draw(st.sampled_from([None, None, 7, -2]))
     return {
@@ -328,8 +331,6 @@ def test_dtype_errors(dtype):
 def test_backward_errors():
     ops = torch.ops.convnorm
     with pytest.raises(RuntimeError, match=r"avg_pool2d_backward: grad_output of size \(1, 2, 4, 3\), must be"):
-        ops.avg_pool_backward(
-            torch.zeros(1, 2, 4, 3), [1, 2, 8, 8], [2, 2], [2, 2], [0, 0], False, True, None, False
-        )
+        ops.avg_pool_backward(torch.zeros(1, 2, 4, 3), [1, 2, 8, 8], [2, 2], [2, 2], [0, 0], False, True, None, False)
     with pytest.raises(RuntimeError, match=r"adaptive_avg_pool2d_backward: grad_output of size .* must be"):
         ops.adaptive_avg_pool_backward(torch.zeros(1, 3, 4, 3), [1, 2, 8, 8], False)

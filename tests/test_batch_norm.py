@@ -12,9 +12,7 @@ import convnorm
 import convnorm.functional as CF
 
 NN = convnorm.nn
-LAYOUTS = pytest.mark.parametrize(
-    "layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"]
-)
+LAYOUTS = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
 ISAS = [isa for isa in ("generic", "avx2", "avx512") if isa in convnorm._C.build_info()["isas_built"]]
 ISAS = ISAS[: ISAS.index(convnorm._C.supported_isa()) + 1]
 PAIRS = [
@@ -95,9 +93,7 @@ def test_weight_sigma_and_bias_mean_recover_the_identity():
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_the_reference_kernel_agrees(layout, dtype):
-    x, r, g = (
-        torch.randn(3, 11, 6, 5, dtype=torch.float64).to(dtype, memory_format=layout) for _ in range(3)
-    )
+    x, r, g = (torch.randn(3, 11, 6, 5, dtype=torch.float64).to(dtype, memory_format=layout) for _ in range(3))
     w = torch.rand(11, dtype=torch.float64).to(dtype)
 
     def run():
@@ -105,9 +101,7 @@ def test_the_reference_kernel_agrees(layout, dtype):
         y = CF.batch_norm_act(leaves[0], None, None, leaves[1], training=True, residual=leaves[2])
         return y, *torch.autograd.grad(y, leaves, g)
 
-    with convnorm.backends.force(
-        batch_norm_train="batch_norm_reference", batch_norm_backward="batch_norm_reference"
-    ):
+    with convnorm.backends.force(batch_norm_train="batch_norm_reference", batch_norm_backward="batch_norm_reference"):
         slow = run()
     for a, b in zip(run(), slow, strict=True):
         assert torch.allclose(a, b, rtol=4 * torch.finfo(dtype).eps, atol=8 * torch.finfo(dtype).eps)
@@ -222,9 +216,7 @@ def test_func_grad_and_vmap_over_a_stack_of_models():
     for i in range(3):
         m, v = torch.zeros(4), torch.ones(4)
         assert torch.allclose(found[i], torch.func.grad(loss)(w[i], b[i], m, v, x[i]), rtol=1e-5, atol=1e-5)
-        assert torch.allclose(mean[i], 0.1 * x[i].mean((0, 2))) and torch.allclose(
-            var[i], 0.9 + 0.1 * x[i].var((0, 2))
-        )
+        assert torch.allclose(mean[i], 0.1 * x[i].mean((0, 2))) and torch.allclose(var[i], 0.9 + 0.1 * x[i].var((0, 2)))
 
 
 def test_only_what_backward_needs_is_kept():

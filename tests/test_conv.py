@@ -154,9 +154,7 @@ def test_two_3x3_without_activation_collapse_into_one_5x5():
 def test_true_convolution_flips_the_filter():
     x, w = integers(17, 13), integers(4, 3)
     convolved = scipy.signal.convolve2d(x.numpy(), w.numpy(), mode="valid")
-    assert_same(
-        CF.conv2d(x[None, None], w.flip(0, 1)[None, None])[0, 0], torch.from_numpy(np.asarray(convolved))
-    )
+    assert_same(CF.conv2d(x[None, None], w.flip(0, 1)[None, None])[0, 0], torch.from_numpy(np.asarray(convolved)))
 
 
 def test_convolution_is_a_matrix_product_of_patches():
@@ -172,15 +170,11 @@ def test_convolution_is_a_matrix_product_of_patches():
     g = torch.autograd.grad(out.requires_grad_(), out, torch.ones_like(out))[0]
     ours_x, ours_w = torch.func.vjp(lambda x, w: CF.conv2d(x, w, padding=1, stride=2), x, w)[1](g)
     assert_same(ours_w, torch.einsum("nkp,nrp->kr", g.flatten(2), rows).view_as(w), "grad_weight")
-    assert_same(
-        ours_x, F.fold(w.flatten(1).T @ g.flatten(2), (9, 8), (3, 2), padding=1, stride=2), "grad_input"
-    )
+    assert_same(ours_x, F.fold(w.flatten(1).T @ g.flatten(2), (9, 8), (3, 2), padding=1, stride=2), "grad_input")
     assert found["grad_input"].shape == x.shape
 
 
-@given(
-    stride=st.integers(1, 3), shift=st.tuples(st.integers(0, 3), st.integers(0, 3)), seed=st.integers(0, 99)
-)
+@given(stride=st.integers(1, 3), shift=st.tuples(st.integers(0, 3), st.integers(0, 3)), seed=st.integers(0, 99))
 @settings(max_examples=25)
 def test_shifting_the_input_shifts_the_output(stride, shift, seed):
     """Translation equivariance: exactly, away from the border, for shifts that the stride divides."""

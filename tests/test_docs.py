@@ -74,7 +74,8 @@ def test_pages_without_typed_speeds():
 
 PACKAGES = (convnorm.analysis, convnorm.functional, convnorm.models, convnorm.nn)
 NEED_PROCESSES = ["convnorm.nn.sync_batch_norm"]
-MODULES = [f"convnorm.{name}" for name in ("backends", "convert", "explain", "fold", "fuse", "testing.compare")]
+SINGLE = ("backends", "convert", "explain", "fold", "freeze", "fuse", "testing.compare")
+MODULES = [f"convnorm.{name}" for name in SINGLE]
 MODULES += [m.name for package in PACKAGES for m in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")]
 
 

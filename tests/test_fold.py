@@ -331,5 +331,5 @@ def test_report():
     page = str(fold(model, torch.randn(1, 8, 5, 5)))
     assert page.startswith("1 of 2 batch norms folded; largest error on the sample")
     assert "0.1     BatchNorm2d  folded into 0.0" in page and "kept: it follows 0.1 (BatchNorm2d)" in page
-    assert str(fold(nn.Sequential(nn.ReLU()).eval())) .startswith("0 of 0 batch norms folded, 0 of 1 ReLUs\n")
+    assert str(fold(nn.Sequential(nn.ReLU()).eval())).startswith("0 of 0 batch norms folded, 0 of 1 ReLUs\n")
     assert str(fold(nn.Sequential(nn.Tanh()).eval())) == "0 of 0 batch norms folded"

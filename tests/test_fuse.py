@@ -152,6 +152,7 @@ def test_a_fold_that_changes_the_answers_is_undone_altogether(monkeypatch):
 
 def test_the_sample_stays_as_it_is_and_in_place_sums_are_seen():
     """Of ``z = y; y += 1; norm(z)``: the batch norm does not follow the convolution directly."""
+
     def forward(s, x):
         x += 1
         y = z = s.conv(x)

@@ -32,6 +32,7 @@ PAGES = {  # a room's names on the public pages, where they are more than its st
 
 HOSTS = {  # host files of a room beside csrc/ops/<op>/<op>.cpp; a header of their name is theirs too
     "batch_norm": ["batch_norm_host", "batch_norm_split"],
+    "conv": ["conv_arguments"],
     "max_pool": ["adaptive_max_pool", "max_unpool"],
 }
 

@@ -265,8 +265,19 @@ def test_fx_keeps_functionals_and_norm_modules_whole(x):
     traced = fx.symbolic_trace(net)
     assert not net.batch.num_batches_tracked, "tracing must not count a batch"
     names = {n.target.__name__ for n in traced.graph.nodes if n.op == "call_function"}
-    assert names >= {"conv2d", "_batch_norm", "group_norm", "max_pool2d", "_instance_norm", "max_unpool2d",
-                     "avg_pool2d", "_conv_transpose", "layer_norm", "adaptive_max_pool2d", "adaptive_avg_pool2d"}
+    assert names >= {
+        "conv2d",
+        "_batch_norm",
+        "group_norm",
+        "max_pool2d",
+        "_instance_norm",
+        "max_unpool2d",
+        "avg_pool2d",
+        "_conv_transpose",
+        "layer_norm",
+        "adaptive_max_pool2d",
+        "adaptive_avg_pool2d",
+    }
     expected = train(copy.deepcopy(net), x)
     for twin in (copy.deepcopy(traced), pickle.loads(pickle.dumps(traced)), traced):
         assert_equal(train(twin, x), expected)

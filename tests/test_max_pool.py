@@ -144,9 +144,7 @@ def test_equals_torch_on_any_geometry(problem):
             ours(x, **problem)
         return
     stride = problem["stride"] or problem["kernel_size"]
-    if some_window_misses(
-        shape, problem["kernel_size"], stride, problem["padding"], problem["dilation"], out.shape
-    ):
+    if some_window_misses(shape, problem["kernel_size"], stride, problem["padding"], problem["dilation"], out.shape):
         return  # torch's index is then outside the input, and so is its gradient
     with convnorm.backends.using_isa(isa):
         assert_equals_torch(x, grad_kind, **problem)
@@ -167,9 +165,7 @@ GEOMETRIES = [
 
 def runnable(op):
     order = ["generic", "avx2", "avx512"]
-    return [
-        k["kernel"] for k in convnorm.backends.kernels(op) if order.index(k["isa"]) <= order.index(widest())
-    ]
+    return [k["kernel"] for k in convnorm.backends.kernels(op) if order.index(k["isa"]) <= order.index(widest())]
 
 
 def widest():
@@ -183,9 +179,7 @@ def test_every_kernel_gives_the_same_bits(layout, kwargs, dtype):
     x = torch.randint(-9, 10, (1, 18, 19, 31)).to(dtype)
     x = x.to(memory_format=torch.channels_last) if layout == "channels_last" else x
     leaf = x.requires_grad_()
-    with convnorm.backends.force(
-        max_pool_forward="max_pool_direct", max_pool_backward="max_pool_backward_direct"
-    ):
+    with convnorm.backends.force(max_pool_forward="max_pool_direct", max_pool_backward="max_pool_backward_direct"):
         want, want_indices = CF.max_pool2d(leaf, return_indices=True, **kwargs)
         grad = torch.randn(want.shape).to(dtype)
         (want_grad,) = torch.autograd.grad(want, leaf, grad)
@@ -254,9 +248,7 @@ def test_second_derivative_and_indices_in_one_graph():
         assert torch.autograd.gradgradcheck(pool, (x, 3, 2, 1), fast_mode=True)
     out, indices = CF.max_pool2d(x, 2, return_indices=True)
     assert out.requires_grad and not indices.requires_grad
-    assert torch.equal(
-        F.max_unpool2d(out, indices, 2), F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2)
-    )
+    assert torch.equal(F.max_unpool2d(out, indices, 2), F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2))
 
 
 def test_hessian_of_a_squared_pool():
@@ -385,9 +377,7 @@ def test_records_from_elsewhere_stay_inside_the_tensor():
     for argmax in (torch.full((1, 9, 4, 4), 255, dtype=torch.uint8), torch.full((1, 9, 4, 4), -7)):
         for layout in (torch.contiguous_format, torch.channels_last):
             a = argmax.contiguous(memory_format=layout)
-            assert not torch.ops.convnorm.max_pool_backward(
-                torch.ones(a.shape), a, [1, 9, 8, 8], *window
-            ).any()
+            assert not torch.ops.convnorm.max_pool_backward(torch.ones(a.shape), a, [1, 9, 8, 8], *window).any()
             assert not torch.ops.convnorm.max_pool_gather(torch.ones(1, 9, 8, 8), a, *window).any()
 
 

@@ -18,9 +18,7 @@ def export(module, *inputs, **options):
     import onnxruntime
 
     table = convnorm.onnx.translation_table()
-    program = torch.onnx.export(
-        module, inputs, dynamo=True, custom_translation_table=table, verbose=False, **options
-    )
+    program = torch.onnx.export(module, inputs, dynamo=True, custom_translation_table=table, verbose=False, **options)
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
 
     def run(*tensors):
@@ -74,8 +72,17 @@ def test_every_op():
         exact = outputs_of(theirs(**cast(given, torch.float64)))
         for i, eager in enumerate(outputs_of(ours(**given))):
             assert_accurate(next(found), eager, exact[i], f"{name}, output {i}")
-    assert kinds >= {"Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "BatchNormalization",
-                     "LayerNormalization", "InstanceNormalization", "ScatterElements"}
+    assert kinds >= {
+        "Conv",
+        "ConvTranspose",
+        "MaxPool",
+        "AveragePool",
+        "GlobalAveragePool",
+        "BatchNormalization",
+        "LayerNormalization",
+        "InstanceNormalization",
+        "ScatterElements",
+    }
 
 
 def test_a_network_with_dynamic_sizes():

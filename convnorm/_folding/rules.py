@@ -125,7 +125,7 @@ class Traced:
 def unfit(layer: nn.Module) -> str:
     """What a layer is that cannot compute an activation."""
     kind = type(layer).__name__
-    torchs = type(layer) in [t.__bases__[0] for t in FUSED]
+    torchs = any(type(layer) in t.__bases__ for t in FUSED)
     return f"torch's {kind}: convnorm.convert makes it one that can" if torchs else f"a {kind}, which has no such call"
 
 

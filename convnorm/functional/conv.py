@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from .._args import add_batch, autocast_lower, ntuple, require_float
+from .._packs import Packs
 from ..ops._conv_act import conv_act
 from ..ops.conv import Conv
 
@@ -96,7 +97,8 @@ def conv3d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: _S
 
 
 def _conv_act(op: str, n: int, input: Tensor, weight: Tensor, bias: Tensor | None, stride: _Size,
-              padding: str | _Size, dilation: _Size, groups: int, residual: Tensor | None, act: str | None) -> Tensor:
+              padding: str | _Size, dilation: _Size, groups: int, residual: Tensor | None, act: str | None,
+              packs: Packs | None = None) -> Tensor:
     _check_dimensions(op, n, input, weight)
     if act not in ("relu", None):
         raise ValueError(f"{op}: act {act!r} must be 'relu' or None")
@@ -105,8 +107,13 @@ def _conv_act(op: str, n: int, input: Tensor, weight: Tensor, bias: Tensor | Non
     if unbatched and residual is not None:
         residual = residual.unsqueeze(0)
     operands: Any = autocast_lower(input.device, x, weight, bias, residual)
-    out = conv_act(operands, (*geometry, groups), act == "relu")
+    if operands[1] is not weight:  # a copy that autocast made for this call
+        packs = None
+    out = conv_act(operands, (*geometry, groups), act == "relu", packs)
     return out.squeeze(0) if unbatched else out
+
+
+frozen_conv = _conv_act  # for modules, which keep packs: act and residual may be None
 
 
 def conv1d_act(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: _Size = 1,

@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import functional as CF
+from .._packs import Packs
+from ..functional.conv import frozen_conv
 
 torch.fx.wrap("_conv_transpose")  # one node that holds the module: output_size takes numbers, not proxies
 
 
-class Conv1d(nn.Conv1d):
+class FreezableConv:
+    """What ConvNd adds to torch's: the forward, and weights that :func:`convnorm.freeze` lets it keep packed."""
+
+    _packs: Packs | None = None
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        conv: Any = self
+        padding = conv.padding
+        if conv.padding_mode != "zeros":
+            input, padding = F.pad(input, conv._reversed_padding_repeated_twice, mode=conv.padding_mode), 0
+        geometry, n = (conv.stride, padding, conv.dilation, conv.groups), len(conv.kernel_size)
+        if self._packs is not None and self._packs.serve(input):
+            return frozen_conv(f"conv{n}d", n, input, weight, bias, *geometry, None, None, self._packs)
+        return getattr(CF, f"conv{n}d")(input, weight, bias, *geometry)
+
+
+class Conv1d(FreezableConv, nn.Conv1d):
     """:class:`torch.nn.Conv1d` computed by :func:`convnorm.functional.conv1d`: same arguments, same state_dict.
 
     Shape: ``(N, C, L)`` or ``(C, L)`` to ``(N, K, L')`` or ``(K, L')``; see :class:`Conv2d`.
     """
 
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self.padding_mode != "zeros":
-            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            return CF.conv1d(input, weight, bias, self.stride, 0, self.dilation, self.groups)
-        return CF.conv1d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
-
-class Conv2d(nn.Conv2d):
+class Conv2d(FreezableConv, nn.Conv2d):
     """:class:`torch.nn.Conv2d` computed by :func:`convnorm.functional.conv2d`: same arguments, same state_dict.
 
     Padding of other modes than zeros is made by :func:`torch.nn.functional.pad` first.
@@ -43,24 +57,12 @@ class Conv2d(nn.Conv2d):
         torch.Size([1, 10, 32, 32])
     """
 
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self.padding_mode != "zeros":
-            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            return CF.conv2d(input, weight, bias, self.stride, 0, self.dilation, self.groups)
-        return CF.conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
-
-class Conv3d(nn.Conv3d):
+class Conv3d(FreezableConv, nn.Conv3d):
     """:class:`torch.nn.Conv3d` computed by :func:`convnorm.functional.conv3d`: same arguments, same state_dict.
 
     Shape: ``(N, C, D, H, W)`` or ``(C, D, H, W)``; see :class:`Conv2d`.
     """
-
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self.padding_mode != "zeros":
-            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            return CF.conv3d(input, weight, bias, self.stride, 0, self.dilation, self.groups)
-        return CF.conv3d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 def _conv_transpose(

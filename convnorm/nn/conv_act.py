@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import functional as CF
+from ..functional.conv import frozen_conv
 from .conv import Conv1d, Conv2d, Conv3d
 
 
@@ -32,9 +33,11 @@ class _ConvAct:
         padding = conv.padding
         if conv.padding_mode != "zeros":
             input, padding = F.pad(input, conv._reversed_padding_repeated_twice, mode=conv.padding_mode), 0
-        functional = getattr(CF, f"conv{len(conv.kernel_size)}d_act")
-        geometry = (conv.stride, padding, conv.dilation, conv.groups)
-        return functional(input, conv.weight, conv.bias, *geometry, residual=residual, act=self.act)
+        geometry, name = (conv.stride, padding, conv.dilation, conv.groups), f"conv{len(conv.kernel_size)}d_act"
+        if conv._packs is not None and conv._packs.serve(input):
+            operands = (input, conv.weight, conv.bias)
+            return frozen_conv(name, len(conv.kernel_size), *operands, *geometry, residual, self.act, conv._packs)
+        return getattr(CF, name)(input, conv.weight, conv.bias, *geometry, residual=residual, act=self.act)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, act={self.act!r}"  # type: ignore[misc]

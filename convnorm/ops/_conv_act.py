@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .._packs import Packs
 from ._fake import empty, same_kind, wants_channels_last
 from ._function import derivative_wanted
 from .conv import Conv, output_size
@@ -28,7 +29,7 @@ def _check_residual(op: str, residual: Tensor, size: Sequence[int], like: Tensor
 
 
 @torch.library.register_fake("convnorm::conv_act")
-def _(input, weight, bias, residual, stride, padding, dilation, groups, relu):
+def _(input, weight, bias, residual, stride, padding, dilation, groups, relu, packed=None):
     same_kind("conv_act", input, weight, bias, residual)
     out = output_size(input.shape[2:], weight.shape[2:], stride, padding, dilation)
     size = [input.shape[0], weight.shape[0], *out]
@@ -37,18 +38,27 @@ def _(input, weight, bias, residual, stride, padding, dilation, groups, relu):
     return empty(input, size, wants_channels_last(input, weight))
 
 
+@torch.library.register_fake("convnorm::conv_pack")
+def _(input, weight, stride, padding, dilation, groups):
+    same_kind("conv_pack", input, weight)
+    output_size(input.shape[2:], weight.shape[2:], stride, padding, dilation)
+    return input.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.uint8)  # the kernel decides
+
+
 def conv_act(
     operands: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
     geometry: tuple[Sequence[int], Sequence[int], Sequence[int], int],
     relu: bool,
+    packs: Packs | None = None,
 ) -> Tensor:
     """The one op, or where a derivative may be asked for, convolution, sum and ReLU.
 
-    ``operands`` are input, weight, bias and residual; ``geometry`` ends with groups.
+    ``operands`` are input, weight, bias and residual; ``geometry`` ends with groups. ``packs`` keep the weight packed.
     """
     input, weight, bias, residual = operands
     if not any(t is not None and derivative_wanted(t) for t in operands):
-        return _ops.conv_act(input, weight, bias, residual, *geometry, relu)
+        packed = None if packs is None else packs.find(input, weight, geometry)
+        return _ops.conv_act(input, weight, bias, residual, *geometry, relu, packed)
     out = Conv.call(input, weight, bias, *geometry)
     if residual is not None:
         _check_residual("conv_act", residual, out.shape, out)

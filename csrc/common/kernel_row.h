@@ -6,6 +6,14 @@
 
 namespace convnorm {
 
+// How a kernel lays out weights for itself, for callers that keep them so from call to call. Bytes and
+// contents follow from the problem alone.
+template <class Params>
+struct WeightPacking {
+  std::int64_t (*bytes)(const Params&);
+  void (*pack)(const Params&, void* out);
+};
+
 template <class Params, class Run = void (*)(const Params&)>
 struct KernelRow {
   const char* name;                      // method, tile and instruction set: "conv_igemm_6x16_avx2"
@@ -15,6 +23,7 @@ struct KernelRow {
   Run run;                               // null where this build has no CUDA: the row is then no kernel
   DeviceKind device = DeviceKind::cpu;
   std::int64_t (*workspace)(const Params&) = nullptr;  // bytes that the host file allocates for it
+  const WeightPacking<Params>* packing = nullptr;      // where it can take weights that were packed before
 };
 
 }  // namespace convnorm

@@ -67,9 +67,7 @@ def random_inputs(
 ) -> Inputs:
     """Every tensor of the case random and in the layout, then the plain arguments."""
     generator = torch.Generator().manual_seed(seed)
-    tensors = {
-        name: arrange(values(shape, dtype, generator, kind), layout) for name, shape in case.shapes.items()
-    }
+    tensors = {name: arrange(values(shape, dtype, generator, kind), layout) for name, shape in case.shapes.items()}
     return tensors | case.kwargs
 
 
@@ -95,9 +93,7 @@ class OpSpec:
 
 def cast(inputs: Inputs, dtype: torch.dtype) -> Inputs:
     """The same inputs with every floating tensor in another dtype."""
-    return {
-        k: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in inputs.items()
-    }
+    return {k: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in inputs.items()}
 
 
 def outputs_of(result: Any) -> tuple[Tensor, ...]:

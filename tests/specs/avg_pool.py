@@ -55,10 +55,7 @@ CASES = [
         case(f"{c} channels at the vector edge", (1, c, 6, 7), 3, stride=2, padding=1)
         for c in (3, 4, 5, 7, 8, 15, 16, 17, 33, 70, 137)
     ),
-    *(
-        case(f"width {w} at the vector edge", (1, 2, 4, w), 3, stride=1, padding=1)
-        for w in (1, 2, 7, 8, 9, 15, 16, 17)
-    ),
+    *(case(f"width {w} at the vector edge", (1, 2, 4, w), 3, stride=1, padding=1) for w in (1, 2, 7, 8, 9, 15, 16, 17)),
 ]
 
 

@@ -74,9 +74,7 @@ def with_running(function, running_mean, running_var, training):
     return function(running_mean, running_var), running_mean, running_var
 
 
-def ours(
-    input, running_mean=None, running_var=None, weight=None, bias=None, residual=None, act=None, **kwargs
-):
+def ours(input, running_mean=None, running_var=None, weight=None, bias=None, residual=None, act=None, **kwargs):
     def run(mean, var):
         if act is None and residual is None:
             return CF.batch_norm(input, mean, var, weight, bias, **kwargs)
@@ -124,9 +122,7 @@ def reference(input, running_mean, running_var, weight, bias, training, momentum
     return out
 
 
-def theirs(
-    input, running_mean=None, running_var=None, weight=None, bias=None, residual=None, act=None, **kwargs
-):
+def theirs(input, running_mean=None, running_var=None, weight=None, bias=None, residual=None, act=None, **kwargs):
     def run(mean, var):
         function = reference if input.dtype == torch.float64 else F.batch_norm
         out = function(input, mean, var, weight, bias, **kwargs)

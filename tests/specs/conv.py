@@ -103,18 +103,9 @@ CASES = [
     case("depthwise 3d", (1, 8, 5, 6, 7), (8, 1, 3, 3, 3), padding=1, groups=8),
     case("depthwise 3d stride 2", (1, 9, 6, 7, 9), (9, 1, 3, 3, 3), stride=2, padding=1, groups=9),
     # One less, exactly, and one more than a vector and than the 16-wide tile.
-    *(
-        case(f"{k} filters at the vector edge", (1, 5, 6, 6), (k, 5, 3, 3), padding=1)
-        for k in (7, 8, 9, 15, 16, 17)
-    ),
-    *(
-        case(f"{c} channels at the vector edge", (1, c, 6, 6), (6, c, 3, 3), padding=1)
-        for c in (7, 8, 9, 15, 16, 17)
-    ),
-    *(
-        case(f"width {w} at the vector edge", (1, 4, 3, w), (8, 4, 3, 3), padding=1)
-        for w in (7, 8, 9, 15, 16, 17)
-    ),
+    *(case(f"{k} filters at the vector edge", (1, 5, 6, 6), (k, 5, 3, 3), padding=1) for k in (7, 8, 9, 15, 16, 17)),
+    *(case(f"{c} channels at the vector edge", (1, c, 6, 6), (6, c, 3, 3), padding=1) for c in (7, 8, 9, 15, 16, 17)),
+    *(case(f"width {w} at the vector edge", (1, 4, 3, w), (8, 4, 3, 3), padding=1) for w in (7, 8, 9, 15, 16, 17)),
     *(
         case(f"depthwise {c} channels at the vector edge", (1, c, 5, 5), (c, 1, 3, 3), padding=1, groups=c)
         for c in (1, 7, 8, 9, 15, 16, 17)

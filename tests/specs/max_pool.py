@@ -36,9 +36,7 @@ CASES = [
     ),
     case("ceil_mode where floor gives no output", (1, 2, 2, 3), 2, stride=2, dilation=2, ceil_mode=True),
     case("dilation", (2, 3, 12, 13), 3, dilation=2, padding=1),
-    case(
-        "dilation and stride share a divisor: one phase", (2, 3, 12, 20), 3, dilation=2, stride=2, padding=1
-    ),
+    case("dilation and stride share a divisor: one phase", (2, 3, 12, 20), 3, dilation=2, stride=2, padding=1),
     case("dilation 3 and stride 2", (1, 3, 14, 17), 3, dilation=3, stride=2, padding=1),
     case("stride larger than the kernel skips input", (2, 3, 13, 16), 2, stride=(3, 4)),
     case("stride leaves a remainder that no window reaches", (1, 3, 10, 15), (3, 2), stride=(3, 2)),
@@ -50,12 +48,8 @@ CASES = [
     case("large kernel of stride 1", (1, 8, 13, 13), 9, stride=1, padding=4),
     case("tall window over one column", (2, 3, 60, 1), (16, 1), stride=(4, 1)),
     case("global", (2, 24, 7, 7), 7),
-    case(
-        "window of 289 positions: offsets of four bytes", (2, 9, 20, 19), 17, stride=2, padding=3, small=True
-    ),
-    case(
-        "3d stride and dilation", (2, 9, 7, 9, 8), (3, 2, 3), stride=(2, 1, 2), padding=1, dilation=(1, 2, 1)
-    ),
+    case("window of 289 positions: offsets of four bytes", (2, 9, 20, 19), 17, stride=2, padding=3, small=True),
+    case("3d stride and dilation", (2, 9, 7, 9, 8), (3, 2, 3), stride=(2, 1, 2), padding=1, dilation=(1, 2, 1)),
     # Sizes.
     case("row in two blocks of columns", (1, 2, 3, 530), 3, padding=1, stride=1),
     case("1d long", (2, 3, 1500), 4, stride=2),
@@ -66,14 +60,8 @@ CASES = [
         case(f"{c} channels at the vector edge", (1, c, 6, 7), 3, stride=2, padding=1)
         for c in (3, 4, 5, 7, 8, 15, 16, 17, 33)
     ),
-    *(
-        case(f"width {w} at the vector edge", (1, 2, 4, w), 3, stride=1, padding=1)
-        for w in (1, 2, 7, 8, 9, 15, 16, 17)
-    ),
-    *(
-        case(f"width {w} at the vector edge of stride 2", (1, 2, 4, w), 2)
-        for w in (2, 3, 15, 16, 17, 31, 33, 34)
-    ),
+    *(case(f"width {w} at the vector edge", (1, 2, 4, w), 3, stride=1, padding=1) for w in (1, 2, 7, 8, 9, 15, 16, 17)),
+    *(case(f"width {w} at the vector edge of stride 2", (1, 2, 4, w), 2) for w in (2, 3, 15, 16, 17, 31, 33, 34)),
 ]
 
 

@@ -43,6 +43,7 @@ struct Params {
   std::int64_t groups = 1;
   const void* residual = nullptr;  // forward: laid out as output; or null
   bool relu = false;               // forward
+  const void* packed = nullptr;    // forward: the weights as the kernel's WeightPacking made them, or null
   Device device;
   void* workspace = nullptr;
 };
@@ -87,6 +88,13 @@ struct Dense {
   void* bias;
   const void* residual;  // laid out as dst, or null
   bool relu;
+  const void* packed;  // the weights in the kernel's own layout, or null
+};
+
+// A kernel's own layout of the weights of a problem.
+struct DensePacking {
+  std::int64_t (*bytes)(const Dense&);
+  void (*pack)(const Dense&, void* out);
 };
 
 // The residual of the elements from `to`, which is a pointer into dst; null if there is none. Each
@@ -106,6 +114,7 @@ std::vector<Dense> by_input_problems(const Params& p);
 // The implementations per instruction set.
 struct Igemm {
   void (*gemm)(const Dense&);  // forward and by input
+  DensePacking packing;        // of gemm
   void (*by_weight)(const Dense&);
   void (*grouped)(const Dense&);            // few channels per group, channels_last results
   void (*grouped_by_weight)(const Dense&);  // few channels per group
@@ -129,6 +138,7 @@ void set_winograd(bool enabled);
 
 struct Winograd {
   void (*run)(const Dense&);  // forward and by input
+  DensePacking packing;       // of run
   void (*by_weight)(const Dense&);
 };
 extern const Winograd winograd_generic;

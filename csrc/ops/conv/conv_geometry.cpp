@@ -58,6 +58,7 @@ Dense forward_problem(const Params& p) {
   d.bias = p.bias;
   d.residual = p.residual;
   d.relu = p.relu;
+  d.packed = p.packed;
   for (int s = 0; s < kSpatial; ++s)
     d.axis[s] = {p.output.size[s],  p.output.stride[s], p.input.size[s],
                  p.input.stride[s], p.window.stride[s], p.window.kernel[s],

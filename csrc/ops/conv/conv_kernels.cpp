@@ -25,6 +25,12 @@ void run_igemm(const Params& p) {
   }
 }
 
+// Weights that a kernel of dense problems lays out for itself, forward only.
+template <const auto* kKernels>
+constexpr WeightPacking<Params> kDensePacking = {
+    [](const Params& p) { return kKernels->packing.bytes(forward_problem(p)); },
+    [](const Params& p, void* out) { kKernels->packing.pack(forward_problem(p), out); }};
+
 // A stride of 1 makes by input one dense problem, as forward is.
 template <const Winograd* kWinograd>
 void run_winograd(const Params& p) {
@@ -74,6 +80,15 @@ bool whole_vectors(const Params& p, std::int64_t channels) {
   return channels % (kVectorBytes / (p.dtype == DType::f64 ? 8 : 4)) == 0;
 }
 
+// Groups of 4 or 8 channels side by side in a vector (conv_grouped_lanes.h).
+template <int kVectorBytes>
+bool groups_share_vectors(const Params& p) {
+  const std::int64_t lanes = kVectorBytes / (p.dtype == DType::f64 ? 8 : 4), channels = p.input.c / p.groups;
+  return channels == p.output.c / p.groups && (channels == 4 || channels == 8) && channels < lanes &&
+         p.input.c % lanes == 0 && p.window.kernel[2] == 3 && p.window.stride[2] == 1 &&
+         p.window.dil[2] == 1 && p.input.stride_c == 1 && p.output.stride_c == 1;
+}
+
 template <int kVectorBytes>
 const char* grouped_refusal(const Params& p) {
   const std::int64_t channels = p.input.c / p.groups, filters = p.output.c / p.groups;
@@ -81,8 +96,8 @@ const char* grouped_refusal(const Params& p) {
   if (p.groups == 1) return "one group";
   if (channels > kMostGrouped || filters > kMostGrouped) return "more than 32 channels or filters per group";
   if ((forward ? p.output : p.input).stride_c != 1) return "the result is not channels_last";
-  if (!whole_vectors<kVectorBytes>(p, forward ? filters : channels))
-    return "the result's channels per group are not whole vectors";
+  if (!whole_vectors<kVectorBytes>(p, forward ? filters : channels) && !groups_share_vectors<kVectorBytes>(p))
+    return "the result's channels per group are not whole vectors, and groups do not share any";
   return nullptr;
 }
 
@@ -155,20 +170,24 @@ constexpr Kernel kDepthwiseRows[] = {
 constexpr Kernel kWinogradRows[] = {
 #if defined(__x86_64__)
     {"conv_winograd_f4x4_avx512", kAboutWinograd, Isa::avx512, winograd_refusal,
-     run_winograd<&winograd_avx512>},
-    {"conv_winograd_f4x4_avx2", kAboutWinograd, Isa::avx2, winograd_refusal, run_winograd<&winograd_avx2>},
+     run_winograd<&winograd_avx512>, DeviceKind::cpu, nullptr, &kDensePacking<&winograd_avx512>},
+    {"conv_winograd_f4x4_avx2", kAboutWinograd, Isa::avx2, winograd_refusal, run_winograd<&winograd_avx2>,
+     DeviceKind::cpu, nullptr, &kDensePacking<&winograd_avx2>},
 #endif
     {"conv_winograd_f4x4_generic", kAboutWinograd, Isa::generic, winograd_refusal,
-     run_winograd<&winograd_generic>},
+     run_winograd<&winograd_generic>, DeviceKind::cpu, nullptr, &kDensePacking<&winograd_generic>},
 };
 
 template <void (*kReferenceRun)(const Params&)>
 constexpr Kernel kAnyRows[] = {
 #if defined(__x86_64__)
-    {"conv_igemm_12x32_avx512", kAbout, Isa::avx512, nullptr, run_igemm<&igemm_avx512>},
-    {"conv_igemm_6x16_avx2", kAbout, Isa::avx2, nullptr, run_igemm<&igemm_avx2>},
+    {"conv_igemm_12x32_avx512", kAbout, Isa::avx512, nullptr, run_igemm<&igemm_avx512>, DeviceKind::cpu,
+     nullptr, &kDensePacking<&igemm_avx512>},
+    {"conv_igemm_6x16_avx2", kAbout, Isa::avx2, nullptr, run_igemm<&igemm_avx2>, DeviceKind::cpu, nullptr,
+     &kDensePacking<&igemm_avx2>},
 #endif
-    {"conv_igemm_6x8_generic", kAbout, Isa::generic, nullptr, run_igemm<&igemm_generic>},
+    {"conv_igemm_6x8_generic", kAbout, Isa::generic, nullptr, run_igemm<&igemm_generic>, DeviceKind::cpu,
+     nullptr, &kDensePacking<&igemm_generic>},
     {"conv_im2col", kReference, Isa::generic, nullptr, kReferenceRun},
 };
 

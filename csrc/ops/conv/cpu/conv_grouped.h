@@ -113,12 +113,13 @@ struct GroupedWork {
   GroupedTap* taps;
 };
 
-// The taps of a row of outputs that lie in the image; `row` is counted from the band's first.
+// The taps of a row of outputs that lie in the image; `row` is counted from the band's first. w_tap: packed
+// weights of a tap.
 template <class C>
 std::int64_t list_taps(const Dense& d, const GroupedRows<C>& plan, std::int64_t out_d, std::int64_t h0,
-                       std::int64_t row, GroupedTap* out) {
+                       std::int64_t row, std::int64_t w_tap, GroupedTap* out) {
   const Axis &depth = d.axis[0], &h = d.axis[1], &w = d.axis[2];
-  const std::int64_t x_tap = w.offset_step * d.red_c, w_tap = d.red_c * d.out_c;
+  const std::int64_t x_tap = w.offset_step * d.red_c;
   std::int64_t count = 0, in_d = out_d * depth.step + depth.offset;
   for (std::int64_t i = 0; i < depth.taps; ++i, in_d += depth.offset_step) {
     if (in_d < 0 || in_d >= depth.source) continue;
@@ -134,17 +135,34 @@ std::int64_t list_taps(const Dense& d, const GroupedRows<C>& plan, std::int64_t 
   return count;
 }
 
+template <class C>
+GroupedWork<C> make_grouped_work(const Dense& d, const GroupedRows<C>& plan) {
+  return carve_scratch(Slot::local, [&](Arena& arena) {
+    GroupedWork<C> work;
+    work.x = arena.take<C>(imax(1, d.axis[0].taps) * plan.plane + kSlack<C>);
+    work.taps = arena.take<GroupedTap>(tap_count(d));
+    return work;
+  });
+}
+
+// The image under a band, of every plane that a tap along d needs.
+template <class C, class D>
+void pack_band(const Dense& d, const GroupedRows<C>& plan, std::int64_t group, std::int64_t n,
+               std::int64_t out_d, std::int64_t h0, std::int64_t rows, C* x) {
+  const Axis& depth = d.axis[0];
+  for (std::int64_t i = 0; i < depth.taps; ++i, x += plan.plane) {
+    const std::int64_t in_d = out_d * depth.step + depth.offset + i * depth.offset_step;
+    if (in_d >= 0 && in_d < depth.source) pack_image_rows<D>(d, plan.image, group, n, in_d, h0, rows, x);
+  }
+}
+
 template <class C, class D>
 void run_grouped_band(const Dense& d, const GroupedRows<C>& plan, const GroupedWork<C>& work,
                       const C* weights, const C* bias, std::int64_t group, std::int64_t task) {
   const Axis &depth = d.axis[0], &h = d.axis[1], &w = d.axis[2];
   const std::int64_t h0 = task % plan.bands * plan.band, rows = imin(plan.band, h.out - h0);
   const std::int64_t out_d = task / plan.bands % depth.out, n = task / plan.bands / depth.out;
-  for (std::int64_t i = 0; i < depth.taps; ++i) {
-    const std::int64_t in_d = out_d * depth.step + depth.offset + i * depth.offset_step;
-    if (in_d < 0 || in_d >= depth.source) continue;
-    pack_image_rows<D>(d, plan.image, group, n, in_d, h0, rows, work.x + i * plan.plane);
-  }
+  pack_band<C, D>(d, plan, group, n, out_d, h0, rows, work.x);
   D* dst = static_cast<D*>(d.dst) + n * d.dst_n + out_d * depth.out_stride + group * d.out_c;
   PixelTile<C> tile{};
   tile.taps = work.taps;
@@ -154,7 +172,7 @@ void run_grouped_band(const Dense& d, const GroupedRows<C>& plan, const GroupedW
   tile.filters = d.out_c;
   tile.relu = d.relu;
   for (std::int64_t r = 0; r < rows; ++r) {
-    tile.count = list_taps(d, plan, out_d, h0, r, work.taps);
+    tile.count = list_taps(d, plan, out_d, h0, r, d.red_c * d.out_c, work.taps);
     for (std::int64_t k = 0; k < d.out_c; k += kLanes<C>) {
       tile.w = weights + group * plan.weights + k;
       tile.bias = bias ? bias + group * d.out_c + k : nullptr;
@@ -186,19 +204,11 @@ void grouped(const Dense& d) {
   if (d.bias) copy_run(bias, static_cast<const D*>(d.bias), d.groups * d.out_c);
   const std::int64_t bands = d.n * d.axis[0].out * plan.bands;
   parallel_for(d.groups * bands, 1, [&](std::int64_t begin, std::int64_t end) {
-    GroupedWork<C> work{};
-    carve_scratch(Slot::local, [&](Arena& arena) {
-      work.x = arena.take<C>(imax(1, d.axis[0].taps) * plan.plane + kSlack<C>);
-      work.taps = arena.take<GroupedTap>(tap_count(d));
-    });
+    const GroupedWork<C> work = make_grouped_work(d, plan);
     // Groups side by side in a task's order: they share the image's cache lines.
     for (std::int64_t i = begin; i < end; ++i)
       run_grouped_band<C, D>(d, plan, work, weights, d.bias ? bias : nullptr, i % d.groups, i / d.groups);
   });
-}
-
-void run_grouped(const Dense& d) {
-  dispatch(d.dtype, [&](auto tag) { grouped<decltype(tag)>(d); });
 }
 
 }  // namespace

@@ -44,6 +44,10 @@ template <class S, class C>
 void pack_pixels(const S* from, std::int64_t pixel_step, std::int64_t lane_step, std::int64_t lanes,
                  std::int64_t n, C* to) {
   if (pixel_step == 1 && lane_step != 1) return transpose_lanes(from, lane_step, lanes, n, to, lanes);
+  if (lane_step == 1 && lanes == kLanes<C>) {
+    for (std::int64_t i = 0; i < n; ++i) store(to + i * lanes, load(from + i * pixel_step));
+    return;
+  }
   for (std::int64_t i = 0; i < n; ++i) copy_strided(to + i * lanes, from + i * pixel_step, lane_step, lanes);
 }
 

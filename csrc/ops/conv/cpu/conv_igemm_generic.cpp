@@ -20,8 +20,10 @@
 #include "ops/conv/cpu/conv_col2im.h"
 #include "ops/conv/cpu/conv_grouped_pack.h"
 #include "ops/conv/cpu/conv_grouped.h"
+#include "ops/conv/cpu/conv_grouped_lanes.h"
 #include "ops/conv/cpu/conv_grouped_weight.h"
 
 namespace convnorm::conv {
-extern const Igemm igemm_generic = {run_gemm, run_by_weight, run_grouped, run_grouped_by_weight, run_col2im};
+extern const Igemm igemm_generic = {run_gemm,    {gemm_packed_bytes, gemm_pack}, run_by_weight,
+                                    run_grouped, run_grouped_by_weight,          run_col2im};
 }

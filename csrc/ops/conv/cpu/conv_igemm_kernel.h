@@ -84,10 +84,9 @@ Workspace<C> make_workspace(const Dense& d, const Plan<C>& plan, std::int64_t pi
   return w;
 }
 
-// Weights of all groups, block after block, panel after panel; then the bias in the compute type, padded per
-// group.
+// Weights of all groups, block after block, panel after panel.
 template <class C, class D>
-const C* pack_weights(const Dense& d, const Plan<C>& plan, C* out) {
+void pack_weights(const Dense& d, const Plan<C>& plan, C* out) {
   const std::int64_t blocks = plan.cut.count();
   parallel_for(plan.groups * blocks * plan.panels, 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
@@ -100,23 +99,49 @@ const C* pack_weights(const Dense& d, const Plan<C>& plan, C* out) {
       pack_weight_panel<D, C>(d, group, b, plan.channel_rows, k0, lanes, plan.panel, to);
     }
   });
-  if (!d.bias) return nullptr;
-  C* bias = out + plan.groups * plan.weights;
+}
+
+// The bias in the compute type, padded per group.
+template <class C, class D>
+void widen_bias(const Dense& d, const Plan<C>& plan, C* out) {
   const std::int64_t padded = plan.bias_row(d.out_c);
   for (std::int64_t g = 0; g < plan.groups; ++g)
     for (std::int64_t o = 0; o < padded; ++o)
-      bias[g * padded + o] = o < d.out_c ? load1(static_cast<const D*>(d.bias) + g * d.out_c + o) : C(0);
-  return bias;
+      out[g * padded + o] = o < d.out_c ? load1(static_cast<const D*>(d.bias) + g * d.out_c + o) : C(0);
+}
+
+template <class C>
+std::int64_t weight_elements(const Plan<C>& plan) {
+  return plan.groups * plan.weights;
+}
+
+// Weights, packed now or before, and the bias, in shared scratch.
+template <class C, class D>
+const C* bring_weights(Dense& d, const Plan<C>& plan) {
+  C *weights, *bias;
+  carve_scratch(Slot::shared, [&](Arena& arena) {
+    weights = arena.take<C>(d.packed ? 0 : weight_elements(plan));
+    return bias = arena.take<C>(d.bias ? plan.groups * plan.bias_row(d.out_c) : 0);
+  });
+  if (!d.packed) pack_weights<C, D>(d, plan, weights);
+  if (d.bias) {
+    widen_bias<C, D>(d, plan, bias);
+    d.bias = bias;
+  }
+  return d.packed ? static_cast<const C*>(d.packed) : weights;
+}
+
+template <class D>
+Plan<compute_t<D>> plan_of(const Dense& d) {
+  return make_plan<compute_t<D>>(d, std::is_same_v<compute_t<D>, D>);
 }
 
 template <class D>
 void gemm(const Dense& problem) {
   using C = compute_t<D>;
   Dense d = problem;
-  const Plan<C> plan = make_plan<C>(d, std::is_same_v<C, D>);
-  const std::int64_t packed = plan.groups * (plan.weights + round_up_line<C>(d.out_c));
-  C* weights = static_cast<C*>(scratch_bytes(Slot::shared, packed * sizeof(C)));
-  d.bias = const_cast<C*>(pack_weights<C, D>(d, plan, weights));
+  const Plan<C> plan = plan_of<D>(d);
+  const C* weights = bring_weights<C, D>(d, plan);
   const std::int64_t block_pixels = plan.most_pixels();
   const std::int64_t depth = imax(1, plan.cut.depth());  // 0 where no tap reaches
   parallel_for(plan.tasks(), 1, [&](std::int64_t begin, std::int64_t end) {
@@ -142,6 +167,22 @@ void gemm(const Dense& problem) {
 
 void run_gemm(const Dense& d) {
   dispatch(d.dtype, [&](auto tag) { gemm<decltype(tag)>(d); });
+}
+
+std::int64_t gemm_packed_bytes(const Dense& d) {
+  std::int64_t bytes = 0;
+  dispatch(d.dtype, [&](auto tag) {
+    using D = decltype(tag);
+    bytes = weight_elements(plan_of<D>(d)) * std::int64_t(sizeof(compute_t<D>));
+  });
+  return bytes;
+}
+
+void gemm_pack(const Dense& d, void* out) {
+  dispatch(d.dtype, [&](auto tag) {
+    using D = decltype(tag);
+    pack_weights<compute_t<D>, D>(d, plan_of<D>(d), static_cast<compute_t<D>*>(out));
+  });
 }
 
 }  // namespace

@@ -14,6 +14,7 @@
 #include "ops/conv/cpu/conv_winograd_weight.h"
 
 namespace convnorm::conv {
-extern const Winograd winograd_avx2 = {run_winograd, winograd_by_weight};
+extern const Winograd winograd_avx2 = {
+    run_winograd, {winograd_packed_bytes, winograd_pack}, winograd_by_weight};
 }
 #endif

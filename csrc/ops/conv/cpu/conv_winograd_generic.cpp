@@ -13,5 +13,6 @@
 #include "ops/conv/cpu/conv_winograd_weight.h"
 
 namespace convnorm::conv {
-extern const Winograd winograd_generic = {run_winograd, winograd_by_weight};
+extern const Winograd winograd_generic = {
+    run_winograd, {winograd_packed_bytes, winograd_pack}, winograd_by_weight};
 }

@@ -38,6 +38,7 @@ struct WinogradPlan {
   std::int64_t depth;         // added up at a time
   std::int64_t v_row, v_plane, u_plane, m_plane;
 
+  std::int64_t u_panel() const { return kPoints * u_plane; }
   std::int64_t blocks() const { return ceil_div(grid.tiles, block); }
   Tiles products(float* m) const { return {m, kPanel, m_plane}; }
   Tiles inputs(float* v) const { return {v, v_row, v_plane}; }
@@ -76,38 +77,58 @@ inline std::int64_t panel_vectors(const Dense& d, std::int64_t panel) {
 }
 
 // U of terms [e0, e1) of the sum, of one panel, to u[xi * plane + (e - e0) * kPanel]. Filters are first
-// copied to `raw`, a vector of filters per tap, in the order in which they can be turned in registers.
+// copied to `raw`, a vector of filters per tap, in the order in which they can be turned in registers; where
+// they were packed before, they are raw already: [panel][term][9][kPanel] of every piece of 32 channels.
 inline constexpr std::int64_t kRawChannels = 32;
 inline constexpr std::int64_t kRaw = kRawChannels * 9 * kPanel;
 
-// Channels of one depth tap.
-inline void weight_channels(const Dense& d, std::int64_t panel, std::int64_t depth_tap, std::int64_t c,
-                            std::int64_t channels, float* raw, float* u, std::int64_t plane) {
-  const std::int64_t k0 = panel * kPanel, lanes = imin(kPanel, d.out_c - k0), taps = 9 * depth_tap;
-  const bool channel_last = d.axis[2].weight_step != 1;  // taps, then channels
-  pack_weight_panel<float, float>(d, 0, Block{taps, taps + 9, c, c + channels, 0}, channel_last, k0, lanes,
-                                  kPanel, raw);
-  std::int64_t tap = channel_last ? channels * kPanel : kPanel, row = 3 * tap;
-  const std::int64_t channel = channel_last ? kPanel : 9 * kPanel;
-  const float* from = raw;
-  if (d.axis[1].offset_step < 0) from += 2 * row, row = -row;
-  if (d.axis[2].offset_step < 0) from += 2 * tap, tap = -tap;
-  for (std::int64_t i = 0; i < channels; ++i)
-    for (std::int64_t v = 0; v < lanes; v += kL)
-      transform_weight(from + i * channel + v, row, tap, u + i * kPanel + v, plane);
+// Terms of the sum that are copied at a time: channels of one depth tap.
+struct Piece {
+  std::int64_t tap, c, channels, terms;  // terms: with those that pad the tap
+};
+
+inline Piece piece_at(const Dense& d, const WinogradPlan& p, std::int64_t e, std::int64_t end) {
+  const std::int64_t tap = e / p.tap_channels, c = e % p.tap_channels;
+  const std::int64_t terms = imin(kRawChannels, imin(end - e, p.tap_channels - c));
+  return {tap, c, imax(0, imin(terms, d.red_c - c)), terms};
 }
+
+inline bool channels_last_weight(const Dense& d) { return d.axis[2].weight_step != 1; }
+
+inline void raw_piece(const Dense& d, std::int64_t panel, const Piece& piece, float* raw) {
+  const std::int64_t k0 = panel * kPanel, lanes = imin(kPanel, d.out_c - k0), taps = 9 * piece.tap;
+  pack_weight_panel<float, float>(d, 0, Block{taps, taps + 9, piece.c, piece.c + piece.channels, 0},
+                                  channels_last_weight(d), k0, lanes, kPanel, raw);
+}
+
+inline void transform_piece(const Dense& d, std::int64_t vectors, const Piece& piece, const float* raw,
+                            float* u, std::int64_t plane) {
+  const bool last = channels_last_weight(d);  // taps, then channels
+  std::int64_t tap = last ? piece.channels * kPanel : kPanel, row = 3 * tap;
+  const std::int64_t channel = last ? kPanel : 9 * kPanel;
+  if (d.axis[1].offset_step < 0) raw += 2 * row, row = -row;
+  if (d.axis[2].offset_step < 0) raw += 2 * tap, tap = -tap;
+  for (std::int64_t i = 0; i < piece.channels; ++i)
+    for (std::int64_t v = 0; v < vectors; ++v)
+      transform_weight(raw + i * channel + v * kL, row, tap, u + i * kPanel + v * kL, plane);
+}
+
+inline std::int64_t raw_panel(const WinogradPlan& p) { return 9 * kPanel * p.reduced; }
 
 inline void weight_panel(const Dense& d, const WinogradPlan& p, std::int64_t panel, std::int64_t e0,
                          std::int64_t e1, float* raw, float* u) {
   for (std::int64_t e = e0; e < e1;) {
-    const std::int64_t tap = e / p.tap_channels, c = e % p.tap_channels;
-    const std::int64_t n = imin(kRawChannels, imin(e1 - e, p.tap_channels - c));
-    const std::int64_t channels = imax(0, imin(n, d.red_c - c));
+    const Piece piece = piece_at(d, p, e, e1);
+    const float* from = raw;
+    if (d.packed)
+      from = static_cast<const float*>(d.packed) + panel * raw_panel(p) + 9 * kPanel * e;
+    else if (piece.channels > 0)
+      raw_piece(d, panel, piece, raw);
     float* to = u + (e - e0) * kPanel;
-    if (channels > 0) weight_channels(d, panel, tap, c, channels, raw, to, p.u_plane);
-    for (std::int64_t xi = 0; channels < n && xi < kPoints; ++xi)
-      zero(to + xi * p.u_plane + channels * kPanel, (n - channels) * kPanel);
-    e += n;
+    transform_piece(d, panel_vectors(d, panel), piece, from, to, p.u_plane);
+    for (std::int64_t xi = 0; piece.channels < piece.terms && xi < kPoints; ++xi)
+      zero(to + xi * p.u_plane + piece.channels * kPanel, (piece.terms - piece.channels) * kPanel);
+    e += piece.terms;
   }
 }
 
@@ -161,13 +182,22 @@ inline WinogradWork make_work(const WinogradPlan& p, bool raw, bool u, bool v, b
   });
 }
 
-inline void winograd_by_tiles(const Dense& d, const WinogradPlan& p) {
-  const std::int64_t u_panel = kPoints * p.u_plane;
-  float* u = static_cast<float*>(scratch_bytes(Slot::shared, p.panels * u_panel * sizeof(float)));
+// U of all filters.
+inline void all_weights(const Dense& d, const WinogradPlan& p, float* u) {
   parallel_for(p.panels, 1, [&](std::int64_t begin, std::int64_t end) {
     const WinogradWork work = make_work(p, true, false, false, false);
-    for (std::int64_t k = begin; k < end; ++k) weight_panel(d, p, k, 0, p.reduced, work.raw, u + k * u_panel);
+    for (std::int64_t k = begin; k < end; ++k)
+      weight_panel(d, p, k, 0, p.reduced, work.raw, u + k * p.u_panel());
   });
+}
+
+inline void winograd_by_tiles(const Dense& d, const WinogradPlan& p) {
+  const float* u = static_cast<const float*>(d.packed);
+  if (!u) {
+    float* made = static_cast<float*>(scratch_bytes(Slot::shared, p.panels * p.u_panel() * sizeof(float)));
+    all_weights(d, p, made);
+    u = made;
+  }
   parallel_for(p.blocks(), 1, [&](std::int64_t begin, std::int64_t end) {
     const WinogradWork work = make_work(p, false, false, true, true);
     for (std::int64_t i = begin; i < end; ++i) {
@@ -178,7 +208,7 @@ inline void winograd_by_tiles(const Dense& d, const WinogradPlan& p) {
       });
       for (std::int64_t k = 0; k < p.panels; ++k) {
         for (std::int64_t e = 0; e < p.reduced; e += p.depth)
-          multiply(p, work.v, t1 - t0, e, imin(p.reduced, e + p.depth), u + k * u_panel + e * kPanel,
+          multiply(p, work.v, t1 - t0, e, imin(p.reduced, e + p.depth), u + k * p.u_panel() + e * kPanel,
                    panel_vectors(d, k), work.m);
         output_panel(d, p, k, t0, t1, work.m, work.strip);
       }
@@ -220,6 +250,28 @@ inline void winograd_by_filters(const Dense& d, const WinogradPlan& p) {
 inline void run_winograd(const Dense& d) {
   const WinogradPlan p = make_winograd_plan(d);
   p.by_filters ? winograd_by_filters(d, p) : winograd_by_tiles(d, p);
+}
+
+// Weights that are kept: U by tiles; by filters they are raw, as U would take four times as long to read as
+// the transform takes.
+inline std::int64_t winograd_packed_bytes(const Dense& d) {
+  const WinogradPlan p = make_winograd_plan(d);
+  return p.panels * (p.by_filters ? raw_panel(p) : p.u_panel()) * std::int64_t(sizeof(float));
+}
+
+inline void winograd_pack(const Dense& d, void* out) {
+  const WinogradPlan p = make_winograd_plan(d);
+  float* to = static_cast<float*>(out);
+  if (!p.by_filters) return all_weights(d, p, to);
+  parallel_for(p.panels, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t k = begin; k < end; ++k)
+      for (std::int64_t e0 = 0; e0 < p.reduced; e0 += p.depth)
+        for (std::int64_t e = e0, e1 = imin(p.reduced, e0 + p.depth); e < e1;) {
+          const Piece piece = piece_at(d, p, e, e1);
+          if (piece.channels > 0) raw_piece(d, k, piece, to + k * raw_panel(p) + 9 * kPanel * e);
+          e += piece.terms;
+        }
+  });
 }
 
 }  // namespace
