@@ -7,6 +7,7 @@ A page asks by a comment on a line of its own:
     <!-- comment: FILE -->             the comment that a C++ header begins with
     <!-- speed: OP ... -->             the rows measured for these ops, and for their backwards
     <!-- speed -->                     the summary and the losses of all ops
+    <!-- set: NAME -->             the tables of another set: peers, networks, scaling
     <!-- errors -->                    the errors found while measuring
 
 Measured rows are those of the newest result of each machine in benchmarks/results. Formulas become MathML, so that a
@@ -33,6 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import report  # noqa: E402
+import sets  # noqa: E402
 
 Row = dict[str, Any]
 Result = dict[str, Any]
@@ -66,12 +68,12 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """The page with its comments answered and its links made those of the site."""
     here = f"docs/{page.file.src_uri}"
     text = relinked(markdown, os.path.dirname(here), here)
-    answers = {"include": included, "comment": header_comment, "speed": speed, "errors": errors}
+    answers = {"include": included, "comment": header_comment, "speed": speed, "errors": errors, "set": other_set}
 
     def answer(found: re.Match[str]) -> str:
         return answers[found[1]]((found[2] or "").strip(), here)
 
-    return re.sub(r"^<!-- (include|comment|speed|errors)(?::(.*?))? -->$", answer, text, flags=re.M)
+    return re.sub(r"^<!-- (include|comment|speed|errors|set)(?::(.*?))? -->$", answer, text, flags=re.M)
 
 
 def on_page_content(html: str, **_: Any) -> str:
@@ -139,11 +141,11 @@ def folded(title: str, lines: list[str], kind: str) -> str:
 
 
 @cache
-def results() -> list[Result]:
-    """All that was measured, the newest first; quick looks only where there is nothing else."""
+def results(kind: str = "layers") -> list[Result]:
+    """All that was measured of a set, the newest first; quick looks only where there is nothing else."""
     found = [(path.name, json.loads(path.read_text())) for path in (ROOT / "benchmarks/results").glob("*.json")]
     found.sort(key=lambda f: (not f[1]["quick"], f[1]["machine"]["date"], f[0]), reverse=True)
-    return [result for _, result in found if result["rows"]]
+    return [result for _, result in found if result["rows"] and sets.name(result) == kind]
 
 
 def machine(result: Result) -> tuple[Any, ...]:
@@ -181,6 +183,15 @@ def speed(what: str, page: str) -> str:
         else:
             text += [*report.loss_table(rows), ""]
     return "\n".join(text).replace("<details>", '<details markdown="1">')
+
+
+def other_set(what: str, page: str) -> str:
+    """Of each machine the newest result of a set."""
+    found: dict[tuple[Any, ...], Result] = {}
+    for result in results(what):
+        found.setdefault(machine(result), result)
+    text = [sets.report(result) for result in found.values()] or ["Not measured yet."]
+    return "\n\n".join(text).replace("<details>", '<details markdown="1">')
 
 
 def provenance(result: Result, rows: list[Row]) -> list[str]:

@@ -13,7 +13,7 @@ from torch import nn
 
 import convnorm
 from convnorm import cli
-from convnorm.bench import figures, layers
+from convnorm.bench import figures, layers, peers
 from convnorm.bench.page import page
 from convnorm.bench.problem import ProblemError, parse, read
 
@@ -141,6 +141,7 @@ def test_errors_say_what_to_do(nets, capsys, arguments, words):
 @pytest.mark.parametrize("arguments, words", [
     (["--threads", "0"], "'0' must be numbers of at least 1, or all"), (["--threads", "two"], "'two' must be"),
     (["--ops", "conv,convs"], "convs must be of conv,"), (["--layout", "nhwc"], "nhwc must be of contiguous,"),
+    (["--peers", "tvm"], "tvm must be of torch.compile,"),
     (["--seconds", "-1"], "'-1' must be a number above 0"), (["--filter", "("], "must be a regular expression"),
 ])  # fmt: skip
 def test_options_are_checked(capsys, arguments, words):
@@ -187,6 +188,78 @@ def test_a_converted_model_races_torch_too():
     assert layers.layers_of(fused, [torch.randn(1, 2, 6, 6)])[1] == ["0 (torch has no BatchNormAct2d)"]
     contest = next(layers.contests(found[0], "contiguous", torch.float32))
     assert convnorm.explain(contest.theirs).calls == () and len(convnorm.explain(contest.ours).calls) == 1
+
+
+# --- peers ------------------------------------------------------------------------------------------------------
+
+
+PEER_LINES = """conv 1x3x8x8 4x3x3x3 padding=1
+max_pool 1x3x8x8 kernel_size=2 stride=2
+"""
+
+
+@pytest.mark.parametrize("name", peers.NAMES)
+def test_a_peer_races_and_is_right(tmp_path, name):
+    if absent := peers.missing([name]):
+        pytest.skip(f"{', '.join(absent)} is not installed ({peers.EXTRA})")
+    lines, out = tmp_path / "mine.txt", tmp_path / "r.json"
+    lines.write_text(PEER_LINES)
+    assert cli.main(["bench", str(lines), *SHORT, "--peers", name, "--out", str(out)]) == 0
+    result = json.loads(out.read_text())
+    assert result["set"] == "peers" and list(result["peers"]) == [name]
+    rows = result["rows"]
+    assert [(r["op"], r["layout"]) for r in rows] == [
+        (op, layout) for op in ("conv", "max_pool") for layout in ("contiguous", "channels_last")]  # fmt: skip
+    for row in rows:
+        peer = row["peers"][name]
+        if name == "onnxruntime" and row["layout"] == "channels_last":
+            assert peer == {"refused": "ONNX has no channels_last"}
+        else:
+            assert peer["error"] < 1e-5 and peer["us_min"] <= peer["us"] and peer["ratio"] > 0
+    assert name in out.with_suffix(".html").read_text()
+
+
+def test_a_peer_that_refuses_is_told(tmp_path, monkeypatch, capsys):
+    def refuse(forward):
+        raise RuntimeError("\x1b[96mno such op.\nsecond line")
+
+    monkeypatch.setitem(peers._MAKERS, "torch.compile", refuse)
+    lines, out = tmp_path / "mine.txt", tmp_path / "r.json"
+    lines.write_text(PEER_LINES)
+    command = ["bench", str(lines), *SHORT, "--layout", "contiguous", "--peers", "torch.compile", "--out", str(out)]
+    assert cli.main(command) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [r["peers"] for r in rows] == [{"torch.compile": {"refused": "RuntimeError: no such op."}}] * 2
+    assert "refused: RuntimeError: no such op." in capsys.readouterr().out
+
+
+def test_a_peer_that_is_not_installed(capsys, monkeypatch):
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    assert cli.main(["bench", "--peers", "torch.compile,openvino"]) == 2
+    words = "--peers torch.compile,openvino needs openvino, onnx, onnxscript: pip install convnorm[peers]"
+    assert words in capsys.readouterr().err
+
+
+def test_the_extra_and_the_requirements_have_what_peers_need():
+    listed = re.search(r"^peers = (\[.*\])$", (ROOT / "pyproject.toml").read_text(), re.M).group(1)
+    lines = (ROOT / "requirements-peers.txt").read_text().splitlines()
+    needed = {package for packages in peers._NEEDS.values() for package in packages}
+    assert set(json.loads(listed)) == needed == {line for line in lines if not line.startswith("#")}
+
+
+def test_figures_of_peers():
+    def raced(layout, torch_us, peer_us):
+        ratio = peer_us / 100
+        peer = {"us": peer_us, "us_min": peer_us, "ratio": ratio, "verdict": "loss" if ratio < 1 else "win", "error": 0}
+        return row(1, torch_us / 100, "win", layout=layout, us_min=100.0, torch_us_min=torch_us, peers={"p": peer})
+
+    rows = [raced("contiguous", 300.0, 80.0), raced("channels_last", 200.0, 400.0),
+            row(2, 3.0, "win", us_min=100.0, torch_us_min=300.0, peers={"p": {"refused": "no"}})]  # fmt: skip
+    ((op, threads, told, best),) = figures.peer_groups(rows, ["p"])
+    assert (op, threads, told["torch"]["rows"], told["p"]["rows"]) == ("conv", 1, 3, 2)
+    assert told["p"]["verdicts"] == [1, 0, 1] and told["p"]["ratio"] == pytest.approx((0.8 * 4) ** 0.5)
+    assert best == pytest.approx((0.8 * 3) ** 0.5), "80 us of p beside 100; 300 of torch beside 100"
+    assert [(name, peer["ratio"]) for _, name, peer in figures.beaten_by_peers(rows)] == [("p", 0.8)]
 
 
 # --- the page ---------------------------------------------------------------------------------------------------
@@ -270,7 +343,7 @@ def test_the_browser_test_would_see_an_error(tmp_path):
 
 
 def test_benchmarks_folder_and_package_are_one():
-    source = {name: (ROOT / f"benchmarks/{name}.py").read_text() for name in ("run", "baselines", "report")}
+    source = {name: (ROOT / f"benchmarks/{name}.py").read_text() for name in ("run", "baselines", "text")}
     assert all(re.search(r"convnorm\.|convnorm/bench/", text) for text in source.values())
     assert not re.search(r"def race|def contest", "".join(source.values()))
 

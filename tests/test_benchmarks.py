@@ -54,6 +54,21 @@ def test_report_writes_between_the_markers(result, tmp_path):
     assert script("report", result, "--readme", readme).returncode == 1
 
 
+def test_a_result_with_peers_has_a_table_of_its_own(result, tmp_path):
+    raced = json.loads(result.read_text())
+    told = {"contiguous": {"us": 5.0, "us_min": 5.0, "ratio": 0.5, "verdict": "loss", "error": 1e-7},
+            "channels_last": {"refused": "no channels_last"}}  # fmt: skip
+    rows = [{**r, "peers": {"onnxruntime": told[r["layout"]]}} for r in raced["rows"] if r["op"] == "conv"]
+    path = tmp_path / "peers.json"
+    path.write_text(json.dumps({**raced, "set": "peers", "peers": {"onnxruntime": "1.2.3"}, "rows": rows}))
+    done = script("report", path, "--print")
+    assert done.returncode == 0, done.stderr
+    assert "onnxruntime 1.2.3" in done.stdout
+    assert "| op | threads | torch | onnxruntime | fastest of all |" in done.stdout
+    assert done.stdout.count("| onnxruntime | 5 | x0.50 |") == 2, "losses are listed"
+    assert "- onnxruntime, `conv`, channels_last: no channels_last" in done.stdout
+
+
 def test_every_workload_line_is_a_problem():
     done = subprocess.run(
         [sys.executable, "-c", "from baselines import *; print([len(problems(op)) for op in ROOMS])"],

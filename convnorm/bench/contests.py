@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import functional as CF
-from .problem import WORKLOADS, Contest, Problem, gradient_for, random, read, size
+from .problem import WORKLOADS, Contest, Forward, Problem, gradient_for, random, read, size
 
 Operands = dict[str, Tensor]
 Room = Callable[[Problem, str, torch.dtype], Iterator[Contest]]
@@ -36,6 +36,25 @@ def backward_player(function: Callable[..., Tensor], operands: Operands, layout:
     out = function(**leaves)
     gradient = gradient_for(out, layout)
     return lambda: torch.autograd.grad(out, list(leaves.values()), gradient, retain_graph=True)
+
+
+class Called(nn.Module):
+    """A function of an input and of operands that are its parameters."""
+
+    def __init__(self, function: Callable[..., Tensor], operands: Operands, recording: bool) -> None:
+        super().__init__()
+        fixed = {k: nn.Parameter(v, requires_grad=recording) for k, v in operands.items()}
+        self.function, self.operands = function, nn.ParameterDict(fixed)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.function(input=input, **self.operands)
+
+
+def called(function: Callable[..., Tensor], operands: Operands, recording: bool) -> Forward:
+    """The forward for peers, with all operands but the input as parameters."""
+    fixed = dict(operands)
+    given = fixed.pop("input").detach().requires_grad_(recording)
+    return Forward(Called(function, fixed, recording), [given], recording)
 
 
 def contest(
@@ -58,7 +77,9 @@ def contest(
         return player(theirs, {k: v.double() for k, v in operands.items()})()
 
     players = player(ours, operands), player(theirs, operands)
-    return Contest(op, problem, layout, operands["input"].dtype, *players, reference, flops, bytes)
+    forward = None if mode == "backward" else functools.partial(called, theirs, operands, mode == "training")
+    dtype = operands["input"].dtype
+    return Contest(op, problem, layout, dtype, *players, reference, flops, bytes, forward=forward)
 
 
 def spatial(problem: Problem) -> int:

@@ -8,6 +8,7 @@ agree in layer type, settings and shapes are one contest. Inputs are random numb
 from __future__ import annotations
 
 import copy
+import functools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..analysis.layers import evaluating
 from ..convert import conversion_report, convert, pairs, revert
-from .problem import FORMATS, Contest, Problem, arranged, gradient_for, random, size
+from .problem import FORMATS, Contest, Forward, Problem, arranged, gradient_for, random, size
 
 _SETTINGS = ("kernel_size", "output_size", "num_groups", "normalized_shape", "stride", "padding", "output_padding",
              "dilation", "groups", "padding_mode", "ceil_mode", "count_include_pad", "divisor_override")  # fmt: skip
@@ -116,13 +117,19 @@ def source(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
-def _player(module: nn.Module, arguments: list[Any], mode: str, layout: str) -> Callable[[], Any]:
+def _forward(module: nn.Module, arguments: list[Any], mode: str) -> Forward:
     module.train(mode != "inference")
     if mode == "inference":
-        return torch.no_grad()(lambda: module(*arguments))
+        return Forward(module, arguments, recording=False)
     given = [a.detach().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments]
-    if mode == "training":
-        return lambda: module(*given)
+    return Forward(module, given, recording=True)
+
+
+def _player(module: nn.Module, arguments: list[Any], mode: str, layout: str) -> Callable[[], Any]:
+    forward = _forward(module, arguments, mode)
+    if mode != "backward":
+        return forward.player(module)
+    given = forward.inputs
     leaves = [a for a in (*given, *module.parameters()) if isinstance(a, Tensor) and a.is_floating_point()]
     out = module(*given)
     out = out[0] if isinstance(out, tuple) else out
@@ -170,4 +177,6 @@ def contests(layer: Layer, layout: str, dtype: torch.dtype, training: bool = Tru
         def reference(mode: str = mode) -> Any:
             return _player(copy.deepcopy(theirs).double(), exact, mode, layout)()
 
-        yield Contest(op, problem, layout, dtype, players[0], players[1], reference, work, least, len(layer.names))
+        forward = None if backward else functools.partial(_forward, copy.deepcopy(theirs), arguments, mode)
+        yield Contest(op, problem, layout, dtype, players[0], players[1], reference, work, least, len(layer.names),
+                      forward)  # fmt: skip

@@ -12,7 +12,7 @@ import torch
 
 from .._console import Out
 from .._figure import NO_PICTURE, can_draw
-from ..bench import tables
+from ..bench import peers, tables
 from ..bench.contests import ROOMS
 from ..bench.machine import cpu_name, thread_counts
 from ..bench.problem import LAYOUTS, ProblemError
@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("size", type=int, nargs="*", help="of a model: one sample, such as 3 224 224")
     parser.add_argument("--batch", type=int, default=4, help="of a model: samples in a batch (%(default)s)")
     parser.add_argument("--backward", action=argparse.BooleanOptionalAction, default=True,
-                        help="race the gradients too (they are, unless --no-backward)")
+                        help="race the gradients too (they are, unless --no-backward or --peers)")
     parser.add_argument("--ops", type=_names(list(ROOMS)), default=list(ROOMS),
                         help=f"of convnorm's own workloads: of {', '.join(ROOMS)}")
     parser.add_argument("--filter", type=_pattern, default="", metavar="REGEX",
@@ -81,13 +81,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=_threads, default="1,all", help="counts, separated by commas (%(default)s)")
     parser.add_argument("--seconds", type=_positive, default=1.0, help="length of one race (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="short races: a look, not a result")
+    parser.add_argument("--peers", type=_names(peers.NAMES), default=[], metavar="NAMES",
+                        help=f"race these too, in the forward: {','.join(peers.NAMES)} ({peers.EXTRA})")
     parser.add_argument("--out", type=Path, help="the JSON file; picture and page lie beside it "
                         "(bench_output/<date>-<cpu>.json)")
 
 
 def _settings(o: argparse.Namespace) -> Settings:
     seconds, rounds = (min(0.1, o.seconds), 5) if o.quick else (o.seconds, 11)
-    return Settings(o.threads, o.layout, o.dtype, seconds, rounds, o.filter, o.backward, o.quick)
+    return Settings(o.threads, o.layout, o.dtype, seconds, rounds, o.filter,
+                    o.backward and not o.peers, o.quick, o.peers)  # fmt: skip
 
 
 def _entries(o: argparse.Namespace, settings: Settings, out: Out) -> tuple[list[Entry], str]:
@@ -117,6 +120,8 @@ def _entries(o: argparse.Namespace, settings: Settings, out: Out) -> tuple[list[
 def run_bench(o: argparse.Namespace, folder: Path, pages: bool = True) -> int:
     """Race, print the tables, write the files; 1 when a problem failed."""
     out, settings = Out(), _settings(o)
+    if absent := peers.missing(o.peers):
+        raise CommandError(f"--peers {','.join(o.peers)} needs {', '.join(absent)}: {peers.EXTRA}")
     try:
         entries, target = _entries(o, settings, out)
     except ProblemError as error:
@@ -127,7 +132,8 @@ def run_bench(o: argparse.Namespace, folder: Path, pages: bool = True) -> int:
     result = run(entries, settings, target, out)
     tables.show(result, out)
     slug = re.sub(r"\W+", "-", cpu_name()).strip("-").lower()
-    path = write(result, o.out or folder / f"{result['machine']['date']}-{slug}.json")
+    suffix = "" if settings.set == "layers" else f"-{settings.set}"
+    path = write(result, o.out or folder / f"{result['machine']['date']}-{slug}{suffix}.json")
     out.print(f"{len(result['rows'])} rows in {path}")
     if pages and result["rows"]:
         _pages(result, path, out)

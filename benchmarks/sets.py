@@ -1,0 +1,76 @@
+"""The tables of results that are not the one of README: layers beside more peers than torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from text import Row, details, figures, provenance, table, with_kind
+
+PEERS_LEGEND = (
+    "A peer's time / convnorm's time in the same layout, geometric mean over its rows (won / even / lost); above 1 "
+    "convnorm is faster. In the last column each takes the layout it is fastest in, against the fastest of all. "
+    "ONNX Runtime and OpenVINO pack weights when they load a layer, which is not timed; convnorm and torch pack them "
+    "in every call. ONNX has no channels_last: ONNX Runtime races in contiguous rows only, OpenVINO by its own "
+    "conversion. Pools and norms in training record for a backward in convnorm, torch and torch.compile only."
+)
+
+
+def name(result: dict[str, Any]) -> str:
+    """What was raced: layers, or another set."""
+    return result.get("set", "layers")
+
+
+def report(result: dict[str, Any]) -> str:
+    rows = [with_kind(row) for row in result["rows"]]
+    lines = [line for paragraph in provenance(result, rows) for line in (paragraph, "")]
+    return "\n".join([*lines, *_TABLES[name(result)](result, rows)])
+
+
+def peers(result: dict[str, Any], rows: list[Row]) -> list[str]:
+    names = ["torch", *result["peers"]]
+    rows = [row for row in rows if row.get("peers")]
+    body = []
+    for op, threads, told, best in figures.peer_groups(rows, names[1:]):
+        cells = []
+        for peer in names:
+            counts = "/".join(map(str, told[peer]["verdicts"])) if peer in told else ""
+            cells.append(f"x{told[peer]['ratio']:.2f} ({counts})" if peer in told else "")
+        body.append([f"`{op}`", str(threads), *cells, f"x{best:.2f}"])
+    lost = figures.beaten_by_peers(rows)
+    title = f"Where another is faster in the same layout ({len(lost)} of {sum(len(figures.rivals(r)) for r in rows)})"
+    return [
+        PEERS_LEGEND,
+        "",
+        *table(["op", "threads", *names, "fastest of all"], body),
+        "",
+        *details(f"{title}, the worst first", _lost(lost)),
+        "",
+        *details(f"All {len(rows)} rows, us, and errors against float64", _all(rows, names)),
+    ]
+
+
+def _problem(row: Row) -> list[str]:
+    problem = f"{row['problem']} ({row['source']})" if row["source"] else row["problem"]
+    return [f"`{row['op']}`", problem, row["layout"], str(row["threads"])]
+
+
+def _lost(lost: list[tuple[Row, str, Row]]) -> list[str]:
+    head = ["op", "problem", "layout", "threads", "us", "by", "its us", "ratio"]
+    return table(head, [[*_problem(row), f"{row['us']:.0f}", name, f"{peer['us']:.0f}", f"x{peer['ratio']:.2f}"]
+                        for row, name, peer in lost])  # fmt: skip
+
+
+def _all(rows: list[Row], names: list[str]) -> list[str]:
+    body = []
+    for row in rows:
+        told = figures.rivals(row)
+        cells = [f"{told[n]['us']:.0f} ({told[n]['error']:.0e})" if n in told else "" for n in names]
+        body.append([*_problem(row), f"{row['us']:.0f} ({row['error']:.0e})", *cells])
+    refused = {(n, row["op"], row["layout"]): p["refused"] for row in rows for n, p in row["peers"].items()
+               if "refused" in p}  # fmt: skip
+    said = [f"- {n}, `{op}`, {layout}: {words}" for (n, op, layout), words in refused.items()]
+    lines = table(["op", "problem", "layout", "threads", "convnorm", *names], body)
+    return [*lines, *(["", "Not raced:", "", *said] if said else [])]
+
+
+_TABLES = {"peers": peers}
