@@ -16,7 +16,7 @@ from .._console import Out
 from .contests import ROOMS, problems
 from .figures import duration
 from .layers import Layer, contests, layers_of
-from .machine import ceilings, machine
+from .machine import ceilings, keep_freed_memory, machine
 from .peers import versions
 from .problem import LAYOUTS, Contest, Problem, layouts, read
 from .race import measure
@@ -105,6 +105,7 @@ def run(entries: list[Entry], settings: Settings, target: str, out: Out) -> dict
     if settings.peers:
         result["peers"] = versions(settings.peers)
     out.print(f"{facts['cpu']}, {facts['isa']}, torch {facts['torch']}, commit {facts['commit']}")
+    keep_freed_memory()
     before = torch.get_num_threads()
     try:
         with out.progress(len(wanted) * len(settings.threads)) as step:
