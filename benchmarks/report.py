@@ -1,6 +1,8 @@
-"""Writes README's benchmark table from a results file, between the markers <!-- benchmark:begin --> and :end.
+"""Writes README's tables from the newest result of layers (between <!-- benchmark:begin --> and :end) and of networks.
 
 python benchmarks/report.py [benchmarks/results/<name>.json] [--readme README.md] [--print]
+
+The tables of other sets are printed; the documentation site has them.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Any
 import sets
 from text import ROOT, Row, details, figures, provenance, table, with_kind
 
-BEGIN, END = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"
+MARKS = {"layers": "benchmark", "networks": "networks"}  # the sets that README shows, and what its markers are called
 LEGEND = (
     "torch's time / convnorm's time, geometric mean over the set; above 1 convnorm is faster. A row is a "
     "win or a loss only where the spread of the race agrees; the last column is a median."
@@ -80,12 +82,20 @@ def report(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def newest() -> dict[str, Any]:
-    """The result of layers that was written last."""
+def newest(kind: str) -> dict[str, Any] | None:
+    """The result of a set that was written last."""
     files = sorted((ROOT / "benchmarks/results").glob("*.json"), key=lambda p: p.stat().st_mtime, reverse=True)
     results = (json.loads(path.read_text()) for path in files)
-    found = next((result for result in results if sets.name(result) == "layers"), None)
-    return found or sys.exit("report: benchmarks/results has no result of layers; run benchmarks/run.py first")
+    return next((result for result in results if sets.name(result) == kind), None)
+
+
+def written(readme: str, mark: str, text: str) -> str:
+    """The README with this text between its markers."""
+    begin, end = f"<!-- {mark}:begin -->", f"<!-- {mark}:end -->"
+    if readme.count(begin) != 1 or readme.count(end) != 1:
+        sys.exit(f"report: the README must have the markers {begin} and {end} once each")
+    before, rest = readme.split(begin)
+    return f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}"
 
 
 def main() -> None:
@@ -96,16 +106,16 @@ def main() -> None:
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     parser.add_argument("--print", action="store_true", help="print the table and leave the README as it is")
     options = parser.parse_args()
-    text = report(json.loads(options.result.read_text()) if options.result else newest())
-    if options.print:
-        print(text)
-        return
-    readme = options.readme.read_text()
-    if readme.count(BEGIN) != 1 or readme.count(END) != 1:
-        sys.exit(f"report: {options.readme} must have the markers {BEGIN} and {END} once each")
-    before, rest = readme.split(BEGIN)
-    after = rest.split(END)[1]
-    options.readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+    found = [json.loads(options.result.read_text())] if options.result else [newest(kind) for kind in MARKS]
+    results = [result for result in found if result]
+    if not results:
+        sys.exit("report: benchmarks/results has no result of layers; run benchmarks/run.py first")
+    for result in results:
+        mark = MARKS.get(sets.name(result))
+        if options.print or mark is None:
+            print(report(result))
+        else:
+            options.readme.write_text(written(options.readme.read_text(), mark, report(result)))
 
 
 if __name__ == "__main__":

@@ -73,4 +73,30 @@ def _all(rows: list[Row], names: list[str]) -> list[str]:
     return [*lines, *(["", "Not raced:", "", *said] if said else [])]
 
 
-_TABLES = {"peers": peers}
+MEMORY = ("saved_bytes", "peak_bytes")
+NETWORKS_LEGEND = (
+    "A training step is forward, loss, backward and SGD; torch trains the model as it is, convnorm the converted one "
+    "(LeNet-5 with batch norm and ReLU in one layer). Inference is torch's own fold beside convnorm's fuse. A ratio "
+    "is another's time / convnorm's, with the middle half of its rounds. Saved: what autograd holds after the forward, "
+    "without parameters. Peak: how much the memory of a process grows at most in its first three steps, gradients and "
+    "work memory included."
+)
+
+
+def networks(result: dict[str, Any], rows: list[Row]) -> list[str]:
+    peers = list(result.get("peers", {}))
+    body = []
+    for row in rows:
+        what = [f"{row['source']}, {row['op'].replace('_', ' ')}", row["problem"], row["layout"], str(row["threads"])]
+        times = [figures.duration(row["us"]), figures.duration(row["torch_us"])]
+        ratio = f"x{row['ratio']:.2f} ({row['ratio_low']:.2f}-{row['ratio_high']:.2f})"
+        told = figures.rivals(row)
+        others = [f"x{told[name]['ratio']:.2f}" if name in told else "" for name in peers]
+        memory = [" / ".join(figures.size(row.get(f"{side}{key}")) for side in ("", "torch_")) for key in MEMORY]
+        body.append([*what, *times, ratio, *others, *(m if m != " / " else "" for m in memory)])
+    head = ["network", "input", "layout", "threads", "convnorm", "torch", "ratio", *peers, "saved, ours / torch's",
+            "peak, ours / torch's"]  # fmt: skip
+    return [NETWORKS_LEGEND, "", *table(head, body)]
+
+
+_TABLES = {"peers": peers, "networks": networks}

@@ -13,9 +13,10 @@ from torch import nn
 
 import convnorm
 from convnorm import cli
-from convnorm.bench import figures, layers, peers
+from convnorm.bench import figures, layers, memory, networks, peers
 from convnorm.bench.page import page
 from convnorm.bench.problem import ProblemError, parse, read
+from convnorm.bench.race import relative_error
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = ["--quick", "--seconds", "0.001", "--threads", "1"]
@@ -260,6 +261,50 @@ def test_figures_of_peers():
     assert told["p"]["verdicts"] == [1, 0, 1] and told["p"]["ratio"] == pytest.approx((0.8 * 4) ** 0.5)
     assert best == pytest.approx((0.8 * 3) ** 0.5), "80 us of p beside 100; 300 of torch beside 100"
     assert [(name, peer["ratio"]) for _, name, peer in figures.beaten_by_peers(rows)] == [("p", 0.8)]
+
+
+# --- networks -----------------------------------------------------------------------------------------------------
+
+
+def test_a_network_trains_and_tells_its_memory(tmp_path):
+    out = tmp_path / "n.json"
+    command = ["bench", "--set", "networks", "--filter", "LeNet", "--layout", "contiguous", *SHORT, "--out", str(out)]
+    assert cli.main(command) == 0
+    result = json.loads(out.read_text())
+    (found,) = result["rows"]
+    assert (result["set"], found["op"], found["source"], found["unit"]) == (
+        "networks", "training_step", "LeNet-5", "GFLOP/s")  # fmt: skip
+    assert found["error"] < 1e-5 and found["torch_error"] < 1e-5
+    images, activations = 64 * 28 * 28 * 4, 64 * (20 * 28 * 28 + 50 * 14 * 14) * 4
+    assert images + activations < found["saved_bytes"] < found["torch_saved_bytes"] < 3 * activations
+    if sys.platform == "linux":
+        assert found["peak_bytes"] > found["saved_bytes"] and found["torch_peak_bytes"] > found["torch_saved_bytes"]
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_both_sides_of_a_network_agree(monkeypatch, layout):
+    nets = [networks.Network("ResNet-18", op, (2, 3, 32, 32), lambda: convnorm.models.resnet18(10, width=8))
+            for op in ("training_step", "inference")]  # fmt: skip
+    monkeypatch.setattr(networks, "peak", lambda *_: None)
+    for net in nets:
+        (contest,) = networks.contests(net, layout, torch.float32)
+        assert contest.flops > 0
+        for side in (contest.ours, contest.theirs):
+            assert relative_error(side(), contest.reference()) < 1e-4
+        told = contest.extra()
+        assert told["peak_bytes"] is None and ("saved_bytes" in told) == (net.op == "training_step")
+        forward = contest.forward()
+        assert forward.trains == (net.op == "training_step")
+        before = [p.clone() for p in forward.module.parameters()]
+        forward.player(forward.module)()
+        moved = any(not torch.equal(a, b) for a, b in zip(before, forward.module.parameters(), strict=True))
+        assert moved == forward.trains
+
+
+def test_saved_bytes_are_storages_without_parameters():
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(inplace=True), nn.ReLU())
+    x = torch.randn(1, 1, 4, 4)
+    assert memory.saved_for_backward(model, [x]) == (16 + 32 + 32) * 4, "x; a storage of conv and ReLU; the last"
 
 
 # --- the page ---------------------------------------------------------------------------------------------------

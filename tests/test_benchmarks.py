@@ -25,7 +25,7 @@ def result(tmp_path_factory):
 
 def test_rows_say_everything(result):
     read = json.loads(result.read_text())
-    assert {"cpu", "isa", "torch", "convnorm", "commit", "date"} <= read["machine"].keys()
+    assert {"cpu", "isa", "torch", "convnorm", "commit", "load", "date"} <= read["machine"].keys()
     assert {(r["op"], r["layout"], r["threads"]) for r in read["rows"]} == {
         (op, layout, threads)
         for op in ("conv", "conv_backward")
@@ -67,6 +67,20 @@ def test_a_result_with_peers_has_a_table_of_its_own(result, tmp_path):
     assert "| op | threads | torch | onnxruntime | fastest of all |" in done.stdout
     assert done.stdout.count("| onnxruntime | 5 | x0.50 |") == 2, "losses are listed"
     assert "- onnxruntime, `conv`, channels_last: no channels_last" in done.stdout
+
+
+def test_networks_have_a_table_in_the_readme(result, tmp_path):
+    raced = json.loads(result.read_text())
+    rows = [{**r, "op": "training_step", "source": "Net", "saved_bytes": 1_500_000, "torch_saved_bytes": 3_000_000,
+             "peak_bytes": None, "torch_peak_bytes": None} for r in raced["rows"]]  # fmt: skip
+    (tmp_path / "n.json").write_text(json.dumps({**raced, "set": "networks", "rows": rows}))
+    readme = tmp_path / "README.md"
+    other = "<!-- benchmark:begin -->\nkept\n<!-- benchmark:end -->\n"
+    readme.write_text(f"{other}<!-- networks:begin --><!-- networks:end -->\n")
+    done = script("report", tmp_path / "n.json", "--readme", readme)
+    assert done.returncode == 0, done.stderr
+    assert "kept" in readme.read_text() and "| Net, training step | 64x3x32x32" in readme.read_text()
+    assert "| 1.50 MB / 3.00 MB |  |" in readme.read_text()
 
 
 def test_every_workload_line_is_a_problem():

@@ -94,6 +94,18 @@ def groups_of(rows: list[Row]) -> list[Row]:
     ]
 
 
+def size(bytes: float | None) -> str:
+    """Bytes with three digits and a unit: ``1.25 MB``; nothing where they are not known."""
+    if bytes is None:
+        return ""
+    for unit, scale in (("B", 1.0), ("kB", 1e3), ("MB", 1e6), ("GB", 1e9)):
+        if bytes < 999.5 * scale or unit == "GB":
+            value = bytes / scale
+            digits = 0 if unit == "B" or value >= 99.95 else 1 if value >= 9.995 else 2
+            return f"{value:.{digits}f} {unit}"
+    raise AssertionError("unreachable")
+
+
 def duration(us: float) -> str:
     """Microseconds with three digits and a unit: ``12.3 us``, ``4.56 ms``."""
     for unit, scale in (("us", 1.0), ("ms", 1e3), ("s", 1e6)):

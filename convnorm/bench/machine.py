@@ -56,6 +56,7 @@ def machine() -> dict[str, Any]:
         "convnorm": build["version"],
         "compiler": build["compiler"],
         "commit": commit(),
+        "load": round(os.getloadavg()[0], 1),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
     }
 

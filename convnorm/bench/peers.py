@@ -73,6 +73,8 @@ def _exported(forward: Forward) -> bytes:
 
 def _plain(forward: Forward) -> list[Tensor]:
     """The inputs as tensors that numpy can look into."""
+    if forward.trains:
+        raise Refused("computes no gradients")
     if any(t.dtype in (torch.bfloat16, torch.float16) for t in forward.inputs):
         raise Refused("raced in 32 and 64 bits only")
     return [t.detach() for t in forward.inputs]

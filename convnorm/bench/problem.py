@@ -50,6 +50,7 @@ class Forward:
     module: nn.Module
     inputs: list[Tensor]
     recording: bool  # autograd records it
+    trains: bool = False  # a backward and an optimizer's step follow
 
     def player(self, call: Callable[..., Any]) -> Callable[[], Any]:
         """``call``, which computes what the module does, as it is timed."""
@@ -72,6 +73,7 @@ class Contest:
     bytes: float  # fewest possible: every operand once
     count: int = 1  # how many layers of a model are this one
     forward: Callable[[], Forward] | None = None  # makes it, for peers beside torch; None in a backward
+    extra: Callable[[], dict[str, Any]] | None = None  # what else its row tells
 
 
 def _value(text: str) -> Any:

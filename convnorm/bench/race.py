@@ -125,5 +125,6 @@ def measure(contest: Contest, ceiling: dict[str, float], threads: int, seconds: 
         "error": errors[0],
         "torch_error": errors[1],
         "rounds": len(ours),
+        **(contest.extra() if contest.extra else {}),
         **({"peers": {name: told[name] for name in peers if name in told}} if peers else {}),
     }

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from .._console import Out
+from . import networks
 from .contests import ROOMS, problems
 from .figures import duration
 from .layers import Layer, contests, layers_of
@@ -35,11 +36,7 @@ class Settings:
     backward: bool = True
     quick: bool = False
     peers: list[str] = field(default_factory=list)  # beside torch's eager mode
-
-    @property
-    def set(self) -> str:
-        """The kind of result, whose tables differ."""
-        return "peers" if self.peers else "layers"
+    set: str = "layers"  # the kind of result, whose tables differ: layers, peers, networks
 
 
 @dataclass(frozen=True)
@@ -63,6 +60,15 @@ def own_entries(ops: list[str], settings: Settings) -> list[Entry]:
     """convnorm's own workloads."""
     return [_room_entry(op, p, layout) for op in ops for p in problems(op)
             for layout in layouts(p.shapes[0], settings.layouts)]  # fmt: skip
+
+
+def network_entries(settings: Settings) -> list[Entry]:
+    """Whole networks."""
+
+    def entry(network: networks.Network, layout: str) -> Entry:
+        return Entry(network.text, layout, lambda dtype: networks.contests(network, layout, dtype))
+
+    return [entry(network, layout) for network in networks.NETWORKS for layout in settings.layouts]
 
 
 def file_entries(path: Path, settings: Settings) -> list[Entry]:
@@ -105,6 +111,9 @@ def run(entries: list[Entry], settings: Settings, target: str, out: Out) -> dict
     if settings.peers:
         result["peers"] = versions(settings.peers)
     out.print(f"{facts['cpu']}, {facts['isa']}, torch {facts['torch']}, commit {facts['commit']}")
+    if facts["load"] > 0.7:
+        out.print(f"other work is running (load average {facts['load']}): a call of several threads then waits for a "
+                  "whole turn of the scheduler", style="yellow")  # fmt: skip
     keep_freed_memory()
     before = torch.get_num_threads()
     try:

@@ -16,9 +16,10 @@ from ..bench import peers, tables
 from ..bench.contests import ROOMS
 from ..bench.machine import cpu_name, thread_counts
 from ..bench.problem import LAYOUTS, ProblemError
-from ..bench.session import Entry, Settings, file_entries, model_entries, own_entries, run, write
+from ..bench.session import Entry, Settings, file_entries, model_entries, network_entries, own_entries, run, write
 from .errors import CommandError, first_line, load_model
 
+SETS = ("layers", "networks")
 DESCRIPTION = """Races layers by convnorm against the same layers by torch, in turns in one process.
 
   convnorm bench torchvision.models:resnet18 3 224 224     all layers of a model
@@ -74,6 +75,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="race the gradients too (they are, unless --no-backward or --peers)")
     parser.add_argument("--ops", type=_names(list(ROOMS)), default=list(ROOMS),
                         help=f"of convnorm's own workloads: of {', '.join(ROOMS)}")
+    parser.add_argument("--set", choices=SETS, default="layers",
+                        help="without a target, what of convnorm's own is raced: layers, or whole networks (a training "
+                        "step or inference, and the memory it takes) (%(default)s)")
     parser.add_argument("--filter", type=_pattern, default="", metavar="REGEX",
                         help="only problems that contain this regular expression")
     parser.add_argument("--layout", type=_names(LAYOUTS), default=list(LAYOUTS), help="contiguous,channels_last")
@@ -89,12 +93,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _settings(o: argparse.Namespace) -> Settings:
     seconds, rounds = (min(0.1, o.seconds), 5) if o.quick else (o.seconds, 11)
+    kind = "peers" if o.peers and o.set == "layers" else o.set
     return Settings(o.threads, o.layout, o.dtype, seconds, rounds, o.filter,
-                    o.backward and not o.peers, o.quick, o.peers)  # fmt: skip
+                    o.backward and not o.peers, o.quick, o.peers, kind)  # fmt: skip
 
 
 def _entries(o: argparse.Namespace, settings: Settings, out: Out) -> tuple[list[Entry], str]:
     """What to race, and what it is called."""
+    if o.target is None and o.set == "networks":
+        return network_entries(settings), "networks"
     if o.target is None:
         return own_entries(o.ops, settings), "convnorm's workloads"
     if Path(o.target).is_file():
