@@ -2,7 +2,7 @@
 
 python benchmarks/report.py [benchmarks/results/<name>.json] [--readme README.md] [--print]
 
-The tables of other sets are printed; the documentation site has them.
+Without a file it also draws docs/images/roofline.png. The tables of other sets are printed; the site has them.
 """
 
 from __future__ import annotations
@@ -98,6 +98,14 @@ def written(readme: str, mark: str, text: str) -> str:
     return f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}"
 
 
+def picture(result: dict[str, Any]) -> None:
+    """The roofline of docs/speed.md; unlike the tables it needs convnorm's build, and matplotlib."""
+    sys.path.insert(0, str(ROOT))
+    from convnorm.bench import roofline
+
+    roofline.draw(result, ROOT / "docs/images/roofline.png")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -110,6 +118,8 @@ def main() -> None:
     results = [result for result in found if result]
     if not results:
         sys.exit("report: benchmarks/results has no result of layers; run benchmarks/run.py first")
+    if options.result is None and not options.print:
+        picture(results[0])
     for result in results:
         mark = MARKS.get(sets.name(result))
         if options.print or mark is None:

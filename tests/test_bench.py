@@ -1,6 +1,7 @@
 """convnorm bench on a person's own model and layers: what is raced, what is written, what is refused. No times."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -13,7 +14,8 @@ from torch import nn
 
 import convnorm
 from convnorm import cli
-from convnorm.bench import figures, layers, memory, networks, peers
+from convnorm.bench import figures, layers, memory, networks, peers, roofline, work
+from convnorm.bench.contests import ROOMS, problems
 from convnorm.bench.page import page
 from convnorm.bench.problem import ProblemError, parse, read
 from convnorm.bench.race import relative_error
@@ -71,6 +73,7 @@ def test_a_model_layer_by_layer(nets, capsys):
     odd = "odd (a subclass of torch's Conv2d, which may compute something else)"
     assert f"not raced: {odd}, unused (did not run)" in text
     assert all((nets / "out" / f"net.{suffix}").stat().st_size > 1000 for suffix in ("json", "png", "html"))
+    assert (nets / "out/net-roofline.png").read_bytes().startswith(b"\x89PNG")
     assert (nets / "out/net.png").read_bytes().startswith(b"\x89PNG")
     result = json.loads((nets / "out/net.json").read_text())
     assert result["target"] == "my_nets:Net, input 2 x 3 x 8 x 6" and result["failed"] == []
@@ -305,6 +308,36 @@ def test_saved_bytes_are_storages_without_parameters():
     model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(inplace=True), nn.ReLU())
     x = torch.randn(1, 1, 4, 4)
     assert memory.saved_for_backward(model, [x]) == (16 + 32 + 32) * 4, "x; a storage of conv and ReLU; the last"
+
+
+# --- the roofline -----------------------------------------------------------------------------------------------
+
+
+def test_the_work_of_memory_bound_ops():
+    assert work.arithmetic("batch_norm", 100, 100) == 500 and work.arithmetic("batch_norm_backward", 100, 100) == 1000
+    window = work.window_size({"kernel_size": 3}, 2)
+    assert window == 9 and work.window_size({"kernel_size": (2, 3)}, 2) == 6 and work.window_size({}, 2) == 1
+    assert work.arithmetic("max_pool", 100, 25, window) == 225
+    assert work.arithmetic("adaptive_avg_pool", 100, 4) == 100, "every value once"
+
+
+def test_every_workload_has_a_place_in_the_roofline():
+    for op in ROOMS:
+        for contest in ROOMS[op](min(problems(op), key=lambda p: math.prod(p.shapes[0])), "contiguous", torch.float32):
+            assert contest.flops > 0 and contest.bytes > 0, contest.op
+
+
+def test_the_roofline(tmp_path):
+    rows = [row(1, 2.0, "win", flops=1e9, bytes=1e7), row(2, 0.5, "loss", op="conv_backward", flops=2e9, bytes=2e7),
+            row(3, 1.0, "even", op="max_pool", unit="GB/s", flops=1e6, bytes=4e6, layout="channels_last"),
+            row(4, 1.0, "even", threads=2, flops=1e6, bytes=4e6), row(5, 1.0, "even")]  # fmt: skip
+    drawn = roofline.points(rows)
+    assert [(p[0], p[1], p[2]) for p in drawn[:2]] == [(100.0, 1e4, 5e3), (100.0, 1e4, 2e4)]
+    assert [roofline.kind(r) for *_, r in drawn] == ["convolution", "convolution", "pooling", "convolution"]
+    whole = result(rows)
+    whole["ceilings"]["2"] = {"GFLOP/s": 200.0, "GB/s": 30.0}
+    assert roofline.draw(whole, tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+    assert roofline.draw(result(rows[4:]), tmp_path / "none.png") is None
 
 
 # --- the page ---------------------------------------------------------------------------------------------------

@@ -142,6 +142,7 @@ def contests(network: Network, layout: str, dtype: torch.dtype) -> Iterator[Cont
         reference,
         _flops(network),
         0,
+        "GFLOP/s",
         forward=lambda: _theirs(network, layout, dtype),
         extra=lambda: _memory(network, layout, dtype),
     )

@@ -69,8 +69,9 @@ class Contest:
     ours: Callable[[], Any]
     theirs: Callable[[], Any]
     reference: Callable[[], Any]  # torch on doubles
-    flops: float  # 0 where memory is the limit
-    bytes: float  # fewest possible: every operand once
+    flops: float  # of the direct method
+    bytes: float  # fewest possible: every operand once; 0 where nobody counted
+    unit: str  # of its rate, by what limits it: GFLOP/s or GB/s
     count: int = 1  # how many layers of a model are this one
     forward: Callable[[], Forward] | None = None  # makes it, for peers beside torch; None in a backward
     extra: Callable[[], dict[str, Any]] | None = None  # what else its row tells

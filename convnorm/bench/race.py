@@ -59,6 +59,13 @@ def chosen_kernels(function: Callable[[], Any]) -> str:
     return " + ".join(dict.fromkeys(v["kernel"] for v in verdicts if v["chosen"]))
 
 
+def scratch(function: Callable[[], Any]) -> int:
+    """Bytes of work memory that convnorm's kernels need in one call, all threads together."""
+    _C.scratch_peak_reset()
+    function()
+    return _C.scratch_peak()
+
+
 def verdict(low: float, high: float) -> str:
     """What the quartiles of the ratio say."""
     return "win" if low > 1 else "loss" if high < 1 else "even"
@@ -102,7 +109,7 @@ def measure(contest: Contest, ceiling: dict[str, float], threads: int, seconds: 
         told[name] = {**standing(ours, times), "error": error}
     torchs = standing(ours, theirs)
     median = statistics.median(ours)
-    unit, work = ("GFLOP/s", contest.flops) if contest.flops else ("GB/s", contest.bytes)
+    unit, work = contest.unit, contest.flops if contest.unit == "GFLOP/s" else contest.bytes
     rate = work / median / 1e9
     return {
         "op": contest.op,
@@ -113,6 +120,9 @@ def measure(contest: Contest, ceiling: dict[str, float], threads: int, seconds: 
         "count": contest.count,
         "threads": threads,
         "kernel": chosen_kernels(contest.ours),
+        "scratch_bytes": scratch(contest.ours),
+        "flops": contest.flops,
+        "bytes": contest.bytes,
         "us": median * 1e6,
         "us_min": min(ours) * 1e6,
         "torch_us": torchs["us"],

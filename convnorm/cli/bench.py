@@ -87,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="short races: a look, not a result")
     parser.add_argument("--peers", type=_names(peers.NAMES), default=[], metavar="NAMES",
                         help=f"race these too, in the forward: {','.join(peers.NAMES)} ({peers.EXTRA})")
-    parser.add_argument("--out", type=Path, help="the JSON file; picture and page lie beside it "
+    parser.add_argument("--out", type=Path, help="the JSON file; pictures and page lie beside it "
                         "(bench_output/<date>-<cpu>.json)")
 
 
@@ -148,13 +148,15 @@ def run_bench(o: argparse.Namespace, folder: Path, pages: bool = True) -> int:
 
 
 def _pages(result: dict[str, Any], path: Path, out: Out) -> None:
-    """The picture and the page beside the JSON file."""
+    """The pictures and the page beside the JSON file."""
     from ..bench.page import page
 
     if can_draw():
-        from ..bench.picture import draw
+        from ..bench import picture, roofline
 
-        out.print(f"picture    {draw(result, path.with_suffix('.png'))}")
+        out.print(f"picture    {picture.draw(result, path.with_suffix('.png'))}")
+        if drawn := roofline.draw(result, path.with_name(f"{path.stem}-roofline.png")):
+            out.print(f"roofline   {drawn}")
     else:
         out.print(NO_PICTURE)
     html = path.with_suffix(".html")
