@@ -8,6 +8,7 @@ A page asks by a comment on a line of its own:
     <!-- speed: OP ... -->             the rows measured for these ops, and for their backwards
     <!-- speed -->                     the summary and the losses of all ops
     <!-- set: NAME -->             the tables of another set: peers, networks, scaling
+    <!-- scratch -->                      the most work memory of every op
     <!-- errors -->                    the errors found while measuring
 
 Measured rows are those of the newest result of each machine in benchmarks/results. Formulas become MathML, so that a
@@ -68,12 +69,13 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """The page with its comments answered and its links made those of the site."""
     here = f"docs/{page.file.src_uri}"
     text = relinked(markdown, os.path.dirname(here), here)
-    answers = {"include": included, "comment": header_comment, "speed": speed, "errors": errors, "set": other_set}
+    answers = {"include": included, "comment": header_comment, "speed": speed, "errors": errors, "set": other_set,
+               "scratch": scratch}  # fmt: skip
 
     def answer(found: re.Match[str]) -> str:
         return answers[found[1]]((found[2] or "").strip(), here)
 
-    return re.sub(r"^<!-- (include|comment|speed|errors|set)(?::(.*?))? -->$", answer, text, flags=re.M)
+    return re.sub(r"^<!-- (include|comment|speed|errors|set|scratch)(?::(.*?))? -->$", answer, text, flags=re.M)
 
 
 def on_page_content(html: str, **_: Any) -> str:
@@ -199,17 +201,36 @@ def provenance(result: Result, rows: list[Row]) -> list[str]:
 
 
 def all_rows(op: str, rows: list[Row]) -> str:
-    head = ["problem", "layout", "threads", "kernel", "us", "torch us", "ratio", "verdict", "of ceiling"]
+    head = ["problem", "layout", "threads", "kernel", "us", "torch us", "ratio", "verdict", "of ceiling",
+            "work memory"]  # fmt: skip
     body = []
     for r in sorted(rows, key=lambda r: r["threads"]):
         name = f"{r['problem']} ({r['source']})" if r["source"] else r["problem"]
         kernel = " + ".join(f"`{name}`" for name in r["kernel"].split(" + ") if name)
         times = [f"{r['us']:.0f}", f"{r['torch_us']:.0f}", f"x{r['ratio']:.2f}"]
         verdict = f'<span class="{r["verdict"]}">{r["verdict"]}</span>'
-        body.append([name, r["layout"], str(r["threads"]), kernel, *times, verdict, f"{r['ceiling_percent']:.0f} %"])
+        body.append([name, r["layout"], str(r["threads"]), kernel, *times, verdict, f"{r['ceiling_percent']:.0f} %",
+                     report.figures.size(r.get("scratch_bytes"))])  # fmt: skip
     won, even, lost = report.figures.verdict_counts(rows)
     title = f"{op}: all {len(rows)} rows ({won} won, {even} even, {lost} lost)"
     return folded(title, report.table(head, body), "abstract")
+
+
+def scratch(what: str, page: str) -> str:
+    """Of each machine; results before rows told it are passed over."""
+    text = []
+    for result, rows in newest([]):
+        told = [row for row in rows if "scratch_bytes" in row]
+        body = []
+        for (op, threads), same in report.figures.grouped(told, "op", "threads").items():
+            most = max(same, key=lambda row: row["scratch_bytes"])
+            share = f"{100 * most['scratch_bytes'] / most['bytes']:.0f} %"
+            body.append([f"`{op}`", str(threads), report.figures.size(most["scratch_bytes"]), share,
+                         f"{most['problem']}, {most['layout']}"])  # fmt: skip
+        if told:
+            head = ["op", "threads", "work memory", "of the operands", "row"]
+            text += [report.provenance(result, rows)[0], "", *report.table(head, body), ""]
+    return "\n".join(text) or "Not measured yet."
 
 
 def errors(what: str, page: str) -> str:

@@ -18,7 +18,7 @@ from convnorm.bench import figures, layers, memory, networks, peers, roofline, w
 from convnorm.bench.contests import ROOMS, problems
 from convnorm.bench.page import page
 from convnorm.bench.problem import ProblemError, parse, read
-from convnorm.bench.race import relative_error
+from convnorm.bench.race import relative_error, scratch
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = ["--quick", "--seconds", "0.001", "--threads", "1"]
@@ -308,6 +308,23 @@ def test_saved_bytes_are_storages_without_parameters():
     model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(inplace=True), nn.ReLU())
     x = torch.randn(1, 1, 4, 4)
     assert memory.saved_for_backward(model, [x]) == (16 + 32 + 32) * 4, "x; a storage of conv and ReLU; the last"
+
+
+# --- work memory ------------------------------------------------------------------------------------------------
+
+
+def test_work_memory_of_a_call():
+    torch.set_num_threads(1)
+    weight = torch.randn(256, 256, 1, 1)
+
+    def needed(batch, module=convnorm.functional):
+        x = torch.randn(batch, 256, 14, 14)
+        return scratch(lambda: module.conv2d(x, weight))
+
+    assert needed(2, nn.functional) == 0, "torch has its own"
+    packed = weight.numel() * weight.element_size()
+    assert packed <= needed(2) <= packed + (1 << 20), "docs/performance.md: the weights once, and 1 MB for each thread"
+    assert needed(2) == needed(16), "the batch changes nothing"
 
 
 # --- the roofline -----------------------------------------------------------------------------------------------

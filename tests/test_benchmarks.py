@@ -36,6 +36,7 @@ def test_rows_say_everything(result):
         assert row["kernel"].startswith("conv_")
         assert row["verdict"] in ("win", "even", "loss")
         assert row["error"] < 1e-4
+        assert row["flops"] > row["bytes"] > 0 and row["scratch_bytes"] > 0
         assert row["us_min"] <= row["us"]
         assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
 
