@@ -108,6 +108,7 @@ results: $(STATE)/build $(STATE)/requirements-peers
 	@$(RUN) benchmarks/run.py $(RESULTS)
 	@$(RUN) benchmarks/run.py --peers torch.compile,onnxruntime,openvino $(RESULTS)
 	@$(RUN) benchmarks/run.py --set networks --peers torch.compile,onnxruntime,openvino $(RESULTS)
+	@$(RUN) benchmarks/run.py --set scaling $(RESULTS)
 	@$(RUN) benchmarks/report.py
 
 $(STATE)/requirements-docs: requirements-docs.txt $(STATE)/venv

@@ -99,4 +99,28 @@ def networks(result: dict[str, Any], rows: list[Row]) -> list[str]:
     return [NETWORKS_LEGEND, "", *table(head, body)]
 
 
-_TABLES = {"peers": peers, "networks": networks}
+SCALING_LEGEND = (
+    "GFLOP/s by the number of images (N), and in brackets torch's time / convnorm's. The last column is the rate over "
+    "that of one thread, of the fewest and of the most images."
+)
+
+
+def scaling(result: dict[str, Any], rows: list[Row]) -> list[str]:
+    def images(row: Row) -> int:
+        return int(row["problem"].split("x")[0])
+
+    batches = sorted({images(row) for row in rows})
+    alone = {(r["op"], r["source"], r["layout"], images(r)): r["rate"] for r in rows if r["threads"] == 1}
+    body = []
+    for (op, source, layout, threads), same in figures.grouped(rows, "op", "source", "layout", "threads").items():
+        found = {images(row): row for row in same}
+        cells = [f"{found[n]['rate']:.0f} (x{found[n]['ratio']:.2f})" if n in found else "" for n in batches]
+        gains = [f"x{found[n]['rate'] / alone[op, source, layout, n]:.2f}" for n in (min(found), max(found))
+                 if (op, source, layout, n) in alone]  # fmt: skip
+        body.append([f"`{op}` {source}", layout, str(threads), *cells, " / ".join(gains)])
+    body.sort(key=lambda cells: cells[:2])
+    head = ["layer", "layout", "threads", *(f"N={n}" for n in batches), "over one thread"]
+    return [SCALING_LEGEND, "", *table(head, body)]
+
+
+_TABLES = {"peers": peers, "networks": networks, "scaling": scaling}

@@ -14,7 +14,7 @@ from torch import nn
 
 import convnorm
 from convnorm import cli
-from convnorm.bench import figures, layers, memory, networks, peers, roofline, work
+from convnorm.bench import figures, layers, machine, memory, networks, peers, roofline, work
 from convnorm.bench.contests import ROOMS, problems
 from convnorm.bench.page import page
 from convnorm.bench.problem import ProblemError, parse, read
@@ -143,7 +143,7 @@ def test_errors_say_what_to_do(nets, capsys, arguments, words):
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (["--threads", "0"], "'0' must be numbers of at least 1, or all"), (["--threads", "two"], "'two' must be"),
+    (["--threads", "0"], "'0' must be numbers of at least 1, all or doubling"), (["--threads", "two"], "'two' must be"),
     (["--ops", "conv,convs"], "convs must be of conv,"), (["--layout", "nhwc"], "nhwc must be of contiguous,"),
     (["--peers", "tvm"], "tvm must be of torch.compile,"),
     (["--seconds", "-1"], "'-1' must be a number above 0"), (["--filter", "("], "must be a regular expression"),
@@ -308,6 +308,25 @@ def test_saved_bytes_are_storages_without_parameters():
     model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(inplace=True), nn.ReLU())
     x = torch.randn(1, 1, 4, 4)
     assert memory.saved_for_backward(model, [x]) == (16 + 32 + 32) * 4, "x; a storage of conv and ReLU; the last"
+
+
+# --- scaling ------------------------------------------------------------------------------------------------------
+
+
+def test_scaling_is_by_images_and_threads(tmp_path):
+    out = tmp_path / "s.json"
+    command = ["bench", "--set", "scaling", "--filter", r"\b[12]x256", "--no-backward", "--layout", "contiguous"]
+    assert cli.main([*command, "--quick", "--seconds", "0.001", "--out", str(out)]) == 0
+    told = json.loads(out.read_text())
+    assert told["set"] == "scaling"
+    assert [(r["problem"].split()[0], r["source"], r["threads"]) for r in told["rows"]] == [
+        (f"{n}x256x14x14", "1x1", threads) for threads in (1, 2) for n in (1, 2)]  # fmt: skip
+
+
+@pytest.mark.parametrize("every, counts", [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])])
+def test_doubling_threads(every, counts):
+    torch.set_num_threads(every)
+    assert machine.thread_counts("doubling") == counts and machine.thread_counts("1,all") == sorted({1, every})
 
 
 # --- work memory ------------------------------------------------------------------------------------------------

@@ -84,6 +84,17 @@ def test_networks_have_a_table_in_the_readme(result, tmp_path):
     assert "| 1.50 MB / 3.00 MB |  |" in readme.read_text()
 
 
+def test_scaling_has_a_table_by_images(result, tmp_path):
+    raced = json.loads(result.read_text())
+    rows = [{**r, "source": "3x3", "rate": n * r["threads"], "ratio": 1.5, "problem": f"{n}x3x8x8 4x3x3x3"}
+            for n in (2, 16) for r in raced["rows"]]  # fmt: skip
+    (tmp_path / "s.json").write_text(json.dumps({**raced, "set": "scaling", "rows": rows}))
+    done = script("report", tmp_path / "s.json", "--print")
+    assert done.returncode == 0, done.stderr
+    assert "| layer | layout | threads | N=2 | N=16 | over one thread |" in done.stdout
+    assert "| `conv` 3x3 | channels_last | 2 | 4 (x1.50) | 32 (x1.50) | x2.00 / x2.00 |" in done.stdout
+
+
 def test_every_workload_line_is_a_problem():
     done = subprocess.run(
         [sys.executable, "-c", "from baselines import *; print([len(problems(op)) for op in ROOMS])"],

@@ -79,9 +79,11 @@ def ceilings(threads: int) -> dict[str, float]:
 
 
 def thread_counts(text: str) -> list[int]:
-    """``"1,all"`` as numbers; ValueError for what is neither a number of at least 1 nor ``all``."""
+    """``"1,all"`` as numbers, ``"doubling"`` as 1, 2, 4, ... and all; ValueError for what is neither, or below 1."""
     every = torch.get_num_threads()
-    counts = {every if word == "all" else int(word) for word in text.split(",")}
+    doubling = [str(2**i) for i in range((every - 1).bit_length())]
+    words = text.replace("doubling", ",".join([*doubling, "all"])).split(",")
+    counts = {every if word == "all" else int(word) for word in words}
     if min(counts) < 1:
         raise ValueError(text)
     return sorted(counts)

@@ -36,7 +36,7 @@ class Settings:
     backward: bool = True
     quick: bool = False
     peers: list[str] = field(default_factory=list)  # beside torch's eager mode
-    set: str = "layers"  # the kind of result, whose tables differ: layers, peers, networks
+    set: str = "layers"  # the kind of result, whose tables differ: layers, peers, networks, scaling
 
 
 @dataclass(frozen=True)

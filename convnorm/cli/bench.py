@@ -15,11 +15,11 @@ from .._figure import NO_PICTURE, can_draw
 from ..bench import peers, tables
 from ..bench.contests import ROOMS
 from ..bench.machine import cpu_name, thread_counts
-from ..bench.problem import LAYOUTS, ProblemError
+from ..bench.problem import LAYOUTS, WORKLOADS, ProblemError
 from ..bench.session import Entry, Settings, file_entries, model_entries, network_entries, own_entries, run, write
 from .errors import CommandError, first_line, load_model
 
-SETS = ("layers", "networks")
+SETS = ("layers", "networks", "scaling")
 DESCRIPTION = """Races layers by convnorm against the same layers by torch, in turns in one process.
 
   convnorm bench torchvision.models:resnet18 3 224 224     all layers of a model
@@ -33,7 +33,7 @@ def _threads(text: str) -> list[int]:
     try:
         return thread_counts(text)
     except ValueError:
-        rule = "numbers of at least 1, or all, separated by commas"
+        rule = "numbers of at least 1, all or doubling, separated by commas"
         raise argparse.ArgumentTypeError(f"{text!r} must be {rule}") from None
 
 
@@ -76,13 +76,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ops", type=_names(list(ROOMS)), default=list(ROOMS),
                         help=f"of convnorm's own workloads: of {', '.join(ROOMS)}")
     parser.add_argument("--set", choices=SETS, default="layers",
-                        help="without a target, what of convnorm's own is raced: layers, or whole networks (a training "
-                        "step or inference, and the memory it takes) (%(default)s)")
+                        help="without a target, what of convnorm's own is raced: layers; networks (a training step or "
+                        "inference, and their memory); scaling (two layers, 1 to 32 images) (%(default)s)")
     parser.add_argument("--filter", type=_pattern, default="", metavar="REGEX",
                         help="only problems that contain this regular expression")
     parser.add_argument("--layout", type=_names(LAYOUTS), default=list(LAYOUTS), help="contiguous,channels_last")
     parser.add_argument("--dtype", default="float32", choices=["float32", "float64", "bfloat16", "float16"])
-    parser.add_argument("--threads", type=_threads, default="1,all", help="counts, separated by commas (%(default)s)")
+    parser.add_argument("--threads", type=_threads, help="counts, separated by commas; doubling: 1, 2, 4, ..., all "
+                        "(1,all; of the set scaling doubling)")
     parser.add_argument("--seconds", type=_positive, default=1.0, help="length of one race (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="short races: a look, not a result")
     parser.add_argument("--peers", type=_names(peers.NAMES), default=[], metavar="NAMES",
@@ -94,7 +95,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _settings(o: argparse.Namespace) -> Settings:
     seconds, rounds = (min(0.1, o.seconds), 5) if o.quick else (o.seconds, 11)
     kind = "peers" if o.peers and o.set == "layers" else o.set
-    return Settings(o.threads, o.layout, o.dtype, seconds, rounds, o.filter,
+    threads = o.threads or thread_counts("doubling" if kind == "scaling" else "1,all")
+    return Settings(threads, o.layout, o.dtype, seconds, rounds, o.filter,
                     o.backward and not o.peers, o.quick, o.peers, kind)  # fmt: skip
 
 
@@ -102,6 +104,8 @@ def _entries(o: argparse.Namespace, settings: Settings, out: Out) -> tuple[list[
     """What to race, and what it is called."""
     if o.target is None and o.set == "networks":
         return network_entries(settings), "networks"
+    if o.target is None and o.set == "scaling":
+        return file_entries(WORKLOADS / "scaling.txt", settings), "scaling"
     if o.target is None:
         return own_entries(o.ops, settings), "convnorm's workloads"
     if Path(o.target).is_file():
