@@ -66,13 +66,16 @@ def draw(result: dict[str, Any], path: Path) -> Path | None:
         axes.set_ylabel("GFLOP/s" if i == 0 else "", fontsize=9)
     m = result["machine"]
     figure.text(0.02, 0.93, "Roofline of convnorm's kernels", fontsize=15, fontweight="bold", color=INK)
-    figure.text(0.02, 0.885, f"{m['cpu']}, {m['isa']}; convnorm at {m['commit']}, {m['date']}.", fontsize=10, color=INK)
-    figure.text(0.02, 0.855, "FLOP of the direct method over the fewest bytes: Winograd, which multiplies less, and "
-                "data in caches may pass the lines.", fontsize=10, color=INK)  # fmt: skip
+    lines = (f"{m['cpu']}, {m['isa']}; convnorm at {m['commit']}, {m['date']}.",
+             "FLOP of the direct method over the fewest bytes.",
+             "Winograd, which multiplies less, and data in caches may pass the lines.")  # fmt: skip
+    for i, line in enumerate(lines):
+        figure.text(0.02, 0.895 - 0.03 * i, line, fontsize=10, color=INK)
     seen = dict.fromkeys(kind(row) for *_, row in found)
     marks = [Line2D([], [], marker="o", linestyle="", color=KINDS[name], label=name) for name in seen]
     marks += [Line2D([], [], marker="o", linestyle="", color=INK, markerfacecolor="none", label="hollow: backward"),
               Line2D([], [], marker="s", linestyle="", color=INK, label="square: channels_last"),
               Line2D([], [], marker=".", linestyle="", color=EVEN, label="torch")]  # fmt: skip
-    figure.legend(handles=marks, loc="lower center", ncols=len(marks), fontsize=9, frameon=False)
+    columns = len(marks) if len(counts) > 1 else 4
+    figure.legend(handles=marks, loc="lower center", ncols=columns, fontsize=9, frameon=False)
     return save(figure, path)
