@@ -19,7 +19,7 @@ endif
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check
 CXX_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test test-models cuda-check bench docs lint format clean check-python check-tools
+.PHONY: help demo test test-models cuda-check bench results docs lint format clean check-python check-tools
 .DEFAULT_GOAL := help
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo "make test-models  whole models of transformers, MONAI and diffusers, which it installs"
 	@echo "make cuda-check   what can be said of the CUDA kernels without a GPU; needs nvcc"
 	@echo "make bench    benchmarks against torch (BENCH='options of convnorm bench')"
+	@echo "make results  measures all that README and docs show, and writes the tables (RESULTS='options', --quick for one)"
 	@echo "make docs     the documentation site, in site/ (needs no build)"
 	@echo "make lint     ruff, mypy, clang-format in checking mode"
 	@echo "make format   ruff and clang-format, in place"
@@ -96,6 +97,19 @@ cuda-check: $(STATE)/build $(STATE)/requirements-cuda
 
 bench: $(STATE)/build $(STATE)/requirements-dev
 	@$(RUN) -m convnorm bench $(BENCH)
+
+$(STATE)/requirements-peers: requirements-peers.txt $(STATE)/requirements-dev
+	@echo "convnorm: installing ONNX Runtime and OpenVINO (once)"
+	@$(INSTALL) -r requirements-peers.txt
+	@touch $@
+
+RESULTS ?= --seconds 0.2
+results: $(STATE)/build $(STATE)/requirements-peers
+	@$(RUN) benchmarks/run.py $(RESULTS)
+	@$(RUN) benchmarks/run.py --peers torch.compile,onnxruntime,openvino $(RESULTS)
+	@$(RUN) benchmarks/run.py --set networks --peers torch.compile,onnxruntime,openvino $(RESULTS)
+	@$(RUN) benchmarks/run.py --set scaling $(RESULTS)
+	@$(RUN) benchmarks/report.py
 
 $(STATE)/requirements-docs: requirements-docs.txt $(STATE)/venv
 	@echo "convnorm: installing mkdocs (once)"

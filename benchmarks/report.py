@@ -1,48 +1,27 @@
-"""Writes README's benchmark table from a results file, between the markers <!-- benchmark:begin --> and :end.
+"""Writes README's tables from the newest result of layers (between <!-- benchmark:begin --> and :end) and of networks.
 
 python benchmarks/report.py [benchmarks/results/<name>.json] [--readme README.md] [--print]
+
+Without a file it also draws docs/images/roofline.png. The tables of other sets are printed; the site has them.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+import sets
+from text import ROOT, Row, details, figures, provenance, table, with_kind
 
-
-def by_path(path: str) -> Any:
-    """A module without its package: ``import convnorm`` needs torch and the build, a table does not."""
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-figures = by_path("convnorm/bench/figures.py")
-
-BEGIN, END = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"
+MARKS = {"layers": "benchmark", "networks": "networks"}  # the sets that README shows, and what its markers are called
 LEGEND = (
     "torch's time / convnorm's time, geometric mean over the set; above 1 convnorm is faster. A row is a "
     "win or a loss only where the spread of the race agrees; the last column is a median."
 )
-Row = dict[str, Any]
-
-
-def table(head: list[str], body: list[list[str]]) -> list[str]:
-    rule = ["---" if i == 0 else "---:" for i in range(len(head))]
-    return [f"| {' | '.join(cells)} |" for cells in [head, rule, *body]]
-
-
-def with_kind(row: Row) -> Row:
-    """Depthwise convolutions are another kind of op than the rest: rows of their own in the summary."""
-    return {**row, "op": f"{row['op']}, depthwise"} if "depthwise" in row["source"] else row
 
 
 def summary(rows: list[Row]) -> list[str]:
@@ -84,20 +63,12 @@ def loss_table(rows: list[Row]) -> list[str]:
     ]
     head = ["op", "problem", "layout", "threads", "us", "torch us", "ratio"]
     title = f"Rows where convnorm loses ({len(lost)} of {len(rows)}), the worst first"
-    return ["<details>", f"<summary>{title}</summary>", "", *table(head, body), "", "</details>"]
-
-
-def provenance(result: dict[str, Any], rows: list[Row]) -> list[str]:
-    """Where and with what these rows were measured."""
-    m, dtypes = result["machine"], ", ".join(sorted({r["dtype"] for r in rows}))
-    return [
-        f"{m['cpu']}, {m['cores']} cores, {m['isa']}; torch {m['torch']}; convnorm {m['convnorm']} at "
-        f"{m['commit']}, {m['date']}; {dtypes}{'; short races (--quick)' if result['quick'] else ''}.",
-        f"Ceilings measured in the same run: {figures.limits(result)}.",
-    ]
+    return details(title, table(head, body))
 
 
 def report(result: dict[str, Any]) -> str:
+    if sets.name(result) != "layers":
+        return sets.report(result)
     rows = [with_kind(r) for r in result["rows"]]
     lines = [
         *provenance(result, rows),
@@ -111,11 +82,28 @@ def report(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def newest() -> Path:
-    files = sorted((ROOT / "benchmarks/results").glob("*.json"), key=lambda p: p.stat().st_mtime)
-    if not files:
-        sys.exit("report: benchmarks/results has no .json file; run benchmarks/run.py first")
-    return files[-1]
+def newest(kind: str) -> dict[str, Any] | None:
+    """The result of a set that was written last."""
+    files = sorted((ROOT / "benchmarks/results").glob("*.json"), key=lambda p: p.stat().st_mtime, reverse=True)
+    results = (json.loads(path.read_text()) for path in files)
+    return next((result for result in results if sets.name(result) == kind), None)
+
+
+def written(readme: str, mark: str, text: str) -> str:
+    """The README with this text between its markers."""
+    begin, end = f"<!-- {mark}:begin -->", f"<!-- {mark}:end -->"
+    if readme.count(begin) != 1 or readme.count(end) != 1:
+        sys.exit(f"report: the README must have the markers {begin} and {end} once each")
+    before, rest = readme.split(begin)
+    return f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}"
+
+
+def picture(result: dict[str, Any]) -> None:
+    """The roofline of docs/speed.md; unlike the tables it needs convnorm's build, and matplotlib."""
+    sys.path.insert(0, str(ROOT))
+    from convnorm.bench import roofline
+
+    roofline.draw(result, ROOT / "docs/images/roofline.png")
 
 
 def main() -> None:
@@ -126,16 +114,18 @@ def main() -> None:
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     parser.add_argument("--print", action="store_true", help="print the table and leave the README as it is")
     options = parser.parse_args()
-    text = report(json.loads((options.result or newest()).read_text()))
-    if options.print:
-        print(text)
-        return
-    readme = options.readme.read_text()
-    if readme.count(BEGIN) != 1 or readme.count(END) != 1:
-        sys.exit(f"report: {options.readme} must have the markers {BEGIN} and {END} once each")
-    before, rest = readme.split(BEGIN)
-    after = rest.split(END)[1]
-    options.readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+    found = [json.loads(options.result.read_text())] if options.result else [newest(kind) for kind in MARKS]
+    results = [result for result in found if result]
+    if not results:
+        sys.exit("report: benchmarks/results has no result of layers; run benchmarks/run.py first")
+    if options.result is None and not options.print:
+        picture(results[0])
+    for result in results:
+        mark = MARKS.get(sets.name(result))
+        if options.print or mark is None:
+            print(report(result))
+        else:
+            options.readme.write_text(written(options.readme.read_text(), mark, report(result)))
 
 
 if __name__ == "__main__":

@@ -77,6 +77,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("winograd", &convnorm::conv::winograd_enabled);
   m.def("set_winograd", &convnorm::conv::set_winograd);
   m.def("scratch_held", &convnorm::scratch_held, "Bytes of work memory held by the calling thread.");
+  m.def("scratch_peak_reset", &convnorm::scratch_peak_reset);
+  m.def("scratch_peak", &convnorm::scratch_peak,
+        "Bytes of work memory that calls needed since scratch_peak_reset, all threads together.");
   m.def("fma_gflops", &convnorm::fma_gflops, "The multiply-add ceiling of so many threads, measured now.");
   m.def("copy_gbps", &convnorm::copy_gbps, "The copy ceiling (bytes read plus written), measured now.");
   m.def("trace_begin", &convnorm::trace_begin);

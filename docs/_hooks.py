@@ -7,22 +7,21 @@ A page asks by a comment on a line of its own:
     <!-- comment: FILE -->             the comment that a C++ header begins with
     <!-- speed: OP ... -->             the rows measured for these ops, and for their backwards
     <!-- speed -->                     the summary and the losses of all ops
+    <!-- set: NAME -->                 the tables of another set: peers, networks, scaling
+    <!-- scratch -->                   the most work memory of every op
     <!-- errors -->                    the errors found while measuring
 
-Measured rows are those of the newest result of each machine in benchmarks/results. Formulas become MathML, so that a
-page needs no script and no network to show them; their font comes with the package ziamath.
+What was measured comes from _measured.py. Formulas become MathML, so that a page needs no script and no network to
+show them; their font comes with the package ziamath.
 """
 
 from __future__ import annotations
 
 import html
 import importlib.util
-import json
 import os
 import re
-import statistics
 import sys
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +29,10 @@ from latex2mathml.converter import convert as mathml
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.insert(0, str(ROOT / "docs"))
 
-import report  # noqa: E402
+import _measured as measured  # noqa: E402
 
-Row = dict[str, Any]
-Result = dict[str, Any]
 PAGES = {"README.md": "docs/index.md", "CONTRIBUTING.md": "docs/contributing.md", "CHANGELOG.md": "docs/changelog.md"}
 
 
@@ -66,12 +63,13 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """The page with its comments answered and its links made those of the site."""
     here = f"docs/{page.file.src_uri}"
     text = relinked(markdown, os.path.dirname(here), here)
-    answers = {"include": included, "comment": header_comment, "speed": speed, "errors": errors}
+    answers = {"include": included, "comment": header_comment, "speed": measured.speed, "errors": measured.errors,
+               "set": measured.other_set, "scratch": measured.scratch}  # fmt: skip
 
     def answer(found: re.Match[str]) -> str:
         return answers[found[1]]((found[2] or "").strip(), here)
 
-    return re.sub(r"^<!-- (include|comment|speed|errors)(?::(.*?))? -->$", answer, text, flags=re.M)
+    return re.sub(r"^<!-- (include|comment|speed|errors|set|scratch)(?::(.*?))? -->$", answer, text, flags=re.M)
 
 
 def on_page_content(html: str, **_: Any) -> str:
@@ -128,87 +126,4 @@ def header_comment(path: str, page: str) -> str:
         lines.append(line[3:])
     if not lines:
         raise ValueError(f"{page}: {path} begins with no comment")
-    return folded(f"`{path}`", ["```text", *lines, "```"], "quote")
-
-
-def folded(title: str, lines: list[str], kind: str) -> str:
-    return "\n".join([f'??? {kind} "{title}"', "", *(f"    {line}".rstrip() for line in lines)])
-
-
-# --- measurements -------------------------------------------------------------------------------------------------
-
-
-@cache
-def results() -> list[Result]:
-    """All that was measured, the newest first; quick looks only where there is nothing else."""
-    found = [(path.name, json.loads(path.read_text())) for path in (ROOT / "benchmarks/results").glob("*.json")]
-    found.sort(key=lambda f: (not f[1]["quick"], f[1]["machine"]["date"], f[0]), reverse=True)
-    return [result for _, result in found if result["rows"]]
-
-
-def machine(result: Result) -> tuple[Any, ...]:
-    return tuple(result["machine"][key] for key in ("cpu", "cores", "isa"))
-
-
-def newest(ops: list[str]) -> list[tuple[Result, list[Row]]]:
-    """Per machine the newest result that has most of these ops; of all ops, where none is named."""
-    found: dict[tuple[Any, ...], list[tuple[Result, list[Row]]]] = {}
-    for result in results():
-        rows = [report.with_kind(row) for row in result["rows"] if not ops or of_ops(row, ops)]
-        if rows:
-            found.setdefault(machine(result), []).append((result, rows))
-    return [max(several, key=lambda one: len({row["op"] for row in one[1]})) for several in found.values()]
-
-
-def of_ops(row: Row, ops: list[str]) -> bool:
-    """batch_norm stands for batch_norm, batch_norm_eval and batch_norm_relu_backward."""
-    return any(re.fullmatch(rf"{op}(_relu|_eval)?(_backward)?", row["op"]) for op in ops)
-
-
-def speed(what: str, page: str) -> str:
-    ops = what.split()
-    measured = newest(ops)
-    if not measured:
-        return "Not measured yet."
-    text = []
-    for result, rows in measured:
-        if len(measured) > 1:
-            text += [f"**{result['machine']['cpu']}, {result['machine']['isa']}**", ""]
-        text += [*provenance(result, rows), report.LEGEND, "", *report.summary(rows), ""]
-        if ops:
-            for (op,), same in report.figures.grouped(rows, "op").items():
-                text += [all_rows(op, same), ""]
-        else:
-            text += [*report.loss_table(rows), ""]
-    return "\n".join(text).replace("<details>", '<details markdown="1">')
-
-
-def provenance(result: Result, rows: list[Row]) -> list[str]:
-    return [line for paragraph in report.provenance(result, rows) for line in (paragraph, "")]
-
-
-def all_rows(op: str, rows: list[Row]) -> str:
-    head = ["problem", "layout", "threads", "kernel", "us", "torch us", "ratio", "verdict", "of ceiling"]
-    body = []
-    for r in sorted(rows, key=lambda r: r["threads"]):
-        name = f"{r['problem']} ({r['source']})" if r["source"] else r["problem"]
-        kernel = " + ".join(f"`{name}`" for name in r["kernel"].split(" + ") if name)
-        times = [f"{r['us']:.0f}", f"{r['torch_us']:.0f}", f"x{r['ratio']:.2f}"]
-        verdict = f'<span class="{r["verdict"]}">{r["verdict"]}</span>'
-        body.append([name, r["layout"], str(r["threads"]), kernel, *times, verdict, f"{r['ceiling_percent']:.0f} %"])
-    won, even, lost = report.figures.verdict_counts(rows)
-    title = f"{op}: all {len(rows)} rows ({won} won, {even} even, {lost} lost)"
-    return folded(title, report.table(head, body), "abstract")
-
-
-def errors(what: str, page: str) -> str:
-    text = []
-    for result, rows in newest([]):
-        body = []
-        for (op, dtype), same in report.figures.grouped(rows, "op", "dtype").items():
-            figures = [f(r[key] for r in same) for f in (statistics.median, max) for key in ("error", "torch_error")]
-            cells = [f"{figure:.1e}" if figure else "0" for figure in figures]
-            body.append([f"`{op}`", dtype, *cells])
-        head = ["op", "dtype", "median", "torch's median", "largest", "torch's largest"]
-        text += [report.provenance(result, rows)[0], "", *report.table(head, body), ""]
-    return "\n".join(text)
+    return measured.folded(f"`{path}`", ["```text", *lines, "```"], "quote")

@@ -1,6 +1,7 @@
 """convnorm bench on a person's own model and layers: what is raced, what is written, what is refused. No times."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -13,9 +14,11 @@ from torch import nn
 
 import convnorm
 from convnorm import cli
-from convnorm.bench import figures, layers
+from convnorm.bench import figures, layers, machine, memory, networks, peers, roofline, work
+from convnorm.bench.contests import ROOMS, problems
 from convnorm.bench.page import page
 from convnorm.bench.problem import ProblemError, parse, read
+from convnorm.bench.race import relative_error, scratch
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = ["--quick", "--seconds", "0.001", "--threads", "1"]
@@ -70,6 +73,7 @@ def test_a_model_layer_by_layer(nets, capsys):
     odd = "odd (a subclass of torch's Conv2d, which may compute something else)"
     assert f"not raced: {odd}, unused (did not run)" in text
     assert all((nets / "out" / f"net.{suffix}").stat().st_size > 1000 for suffix in ("json", "png", "html"))
+    assert (nets / "out/net-roofline.png").read_bytes().startswith(b"\x89PNG")
     assert (nets / "out/net.png").read_bytes().startswith(b"\x89PNG")
     result = json.loads((nets / "out/net.json").read_text())
     assert result["target"] == "my_nets:Net, input 2 x 3 x 8 x 6" and result["failed"] == []
@@ -139,8 +143,9 @@ def test_errors_say_what_to_do(nets, capsys, arguments, words):
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (["--threads", "0"], "'0' must be numbers of at least 1, or all"), (["--threads", "two"], "'two' must be"),
+    (["--threads", "0"], "'0' must be numbers of at least 1, all or doubling"), (["--threads", "two"], "'two' must be"),
     (["--ops", "conv,convs"], "convs must be of conv,"), (["--layout", "nhwc"], "nhwc must be of contiguous,"),
+    (["--peers", "tvm"], "tvm must be of torch.compile,"),
     (["--seconds", "-1"], "'-1' must be a number above 0"), (["--filter", "("], "must be a regular expression"),
 ])  # fmt: skip
 def test_options_are_checked(capsys, arguments, words):
@@ -187,6 +192,188 @@ def test_a_converted_model_races_torch_too():
     assert layers.layers_of(fused, [torch.randn(1, 2, 6, 6)])[1] == ["0 (torch has no BatchNormAct2d)"]
     contest = next(layers.contests(found[0], "contiguous", torch.float32))
     assert convnorm.explain(contest.theirs).calls == () and len(convnorm.explain(contest.ours).calls) == 1
+
+
+# --- peers ------------------------------------------------------------------------------------------------------
+
+
+PEER_LINES = """conv 1x3x8x8 4x3x3x3 padding=1
+max_pool 1x3x8x8 kernel_size=2 stride=2
+"""
+
+
+@pytest.mark.parametrize("name", peers.NAMES)
+def test_a_peer_races_and_is_right(tmp_path, name):
+    if absent := peers.missing([name]):
+        pytest.skip(f"{', '.join(absent)} is not installed ({peers.EXTRA})")
+    lines, out = tmp_path / "mine.txt", tmp_path / "r.json"
+    lines.write_text(PEER_LINES)
+    assert cli.main(["bench", str(lines), *SHORT, "--peers", name, "--out", str(out)]) == 0
+    result = json.loads(out.read_text())
+    assert result["set"] == "peers" and list(result["peers"]) == [name]
+    rows = result["rows"]
+    assert [(r["op"], r["layout"]) for r in rows] == [
+        (op, layout) for op in ("conv", "max_pool") for layout in ("contiguous", "channels_last")]  # fmt: skip
+    for row in rows:
+        peer = row["peers"][name]
+        if name == "onnxruntime" and row["layout"] == "channels_last":
+            assert peer == {"refused": "ONNX has no channels_last"}
+        else:
+            assert peer["error"] < 1e-5 and peer["us_min"] <= peer["us"] and peer["ratio"] > 0
+    assert name in out.with_suffix(".html").read_text()
+
+
+def test_a_peer_that_refuses_is_told(tmp_path, monkeypatch, capsys):
+    def refuse(forward):
+        raise RuntimeError("\x1b[96mno such op.\nsecond line")
+
+    monkeypatch.setitem(peers._MAKERS, "torch.compile", refuse)
+    lines, out = tmp_path / "mine.txt", tmp_path / "r.json"
+    lines.write_text(PEER_LINES)
+    command = ["bench", str(lines), *SHORT, "--layout", "contiguous", "--peers", "torch.compile", "--out", str(out)]
+    assert cli.main(command) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [r["peers"] for r in rows] == [{"torch.compile": {"refused": "RuntimeError: no such op."}}] * 2
+    assert "refused: RuntimeError: no such op." in capsys.readouterr().out
+
+
+def test_a_peer_that_is_not_installed(capsys, monkeypatch):
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    assert cli.main(["bench", "--peers", "torch.compile,openvino"]) == 2
+    words = "--peers torch.compile,openvino needs openvino, onnx, onnxscript: pip install convnorm[peers]"
+    assert words in capsys.readouterr().err
+
+
+def test_the_extra_and_the_requirements_have_what_peers_need():
+    listed = re.search(r"^peers = (\[.*\])$", (ROOT / "pyproject.toml").read_text(), re.M).group(1)
+    lines = (ROOT / "requirements-peers.txt").read_text().splitlines()
+    needed = {package for packages in peers._NEEDS.values() for package in packages}
+    assert set(json.loads(listed)) == needed == {line for line in lines if not line.startswith("#")}
+
+
+def test_figures_of_peers():
+    def raced(layout, torch_us, peer_us):
+        ratio = peer_us / 100
+        peer = {"us": peer_us, "us_min": peer_us, "ratio": ratio, "verdict": "loss" if ratio < 1 else "win", "error": 0}
+        return row(1, torch_us / 100, "win", layout=layout, us_min=100.0, torch_us_min=torch_us, peers={"p": peer})
+
+    rows = [raced("contiguous", 300.0, 80.0), raced("channels_last", 200.0, 400.0),
+            row(2, 3.0, "win", us_min=100.0, torch_us_min=300.0, peers={"p": {"refused": "no"}})]  # fmt: skip
+    ((op, threads, told, best),) = figures.peer_groups(rows, ["p"])
+    assert (op, threads, told["torch"]["rows"], told["p"]["rows"]) == ("conv", 1, 3, 2)
+    assert told["p"]["verdicts"] == [1, 0, 1] and told["p"]["ratio"] == pytest.approx((0.8 * 4) ** 0.5)
+    assert best == pytest.approx((0.8 * 3) ** 0.5), "80 us of p beside 100; 300 of torch beside 100"
+    assert [(name, peer["ratio"]) for _, name, peer in figures.beaten_by_peers(rows)] == [("p", 0.8)]
+
+
+# --- networks -----------------------------------------------------------------------------------------------------
+
+
+def test_a_network_trains_and_tells_its_memory(tmp_path):
+    out = tmp_path / "n.json"
+    command = ["bench", "--set", "networks", "--filter", "LeNet", "--layout", "contiguous", *SHORT, "--out", str(out)]
+    assert cli.main(command) == 0
+    result = json.loads(out.read_text())
+    (found,) = result["rows"]
+    assert (result["set"], found["op"], found["source"], found["unit"]) == (
+        "networks", "training_step", "LeNet-5", "GFLOP/s")  # fmt: skip
+    assert found["error"] < 1e-5 and found["torch_error"] < 1e-5
+    images, activations = 64 * 28 * 28 * 4, 64 * (20 * 28 * 28 + 50 * 14 * 14) * 4
+    assert images + activations < found["saved_bytes"] < found["torch_saved_bytes"] < 3 * activations
+    if sys.platform == "linux":
+        assert found["peak_bytes"] > found["saved_bytes"] and found["torch_peak_bytes"] > found["torch_saved_bytes"]
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_both_sides_of_a_network_agree(monkeypatch, layout):
+    nets = [networks.Network("ResNet-18", op, (2, 3, 32, 32), lambda: convnorm.models.resnet18(10, width=8))
+            for op in ("training_step", "inference")]  # fmt: skip
+    monkeypatch.setattr(networks, "peak", lambda *_: None)
+    for net in nets:
+        (contest,) = networks.contests(net, layout, torch.float32)
+        assert contest.flops > 0
+        for side in (contest.ours, contest.theirs):
+            assert relative_error(side(), contest.reference()) < 1e-4
+        told = contest.extra()
+        assert told["peak_bytes"] is None and ("saved_bytes" in told) == (net.op == "training_step")
+        forward = contest.forward()
+        assert forward.trains == (net.op == "training_step")
+        before = [p.clone() for p in forward.module.parameters()]
+        forward.player(forward.module)()
+        moved = any(not torch.equal(a, b) for a, b in zip(before, forward.module.parameters(), strict=True))
+        assert moved == forward.trains
+
+
+def test_saved_bytes_are_storages_without_parameters():
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(inplace=True), nn.ReLU())
+    x = torch.randn(1, 1, 4, 4)
+    assert memory.saved_for_backward(model, [x]) == (16 + 32 + 32) * 4, "x; a storage of conv and ReLU; the last"
+
+
+# --- scaling ------------------------------------------------------------------------------------------------------
+
+
+def test_scaling_is_by_images_and_threads(tmp_path):
+    out = tmp_path / "s.json"
+    command = ["bench", "--set", "scaling", "--filter", r"\b[12]x256", "--no-backward", "--layout", "contiguous"]
+    assert cli.main([*command, "--quick", "--seconds", "0.001", "--out", str(out)]) == 0
+    told = json.loads(out.read_text())
+    assert told["set"] == "scaling"
+    assert [(r["problem"].split()[0], r["source"], r["threads"]) for r in told["rows"]] == [
+        (f"{n}x256x14x14", "1x1", threads) for threads in (1, 2) for n in (1, 2)]  # fmt: skip
+
+
+@pytest.mark.parametrize("every, counts", [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])])
+def test_doubling_threads(every, counts):
+    torch.set_num_threads(every)
+    assert machine.thread_counts("doubling") == counts and machine.thread_counts("1,all") == sorted({1, every})
+
+
+# --- work memory ------------------------------------------------------------------------------------------------
+
+
+def test_work_memory_of_a_call():
+    torch.set_num_threads(1)
+    weight = torch.randn(256, 256, 1, 1)
+
+    def needed(batch, module=convnorm.functional):
+        x = torch.randn(batch, 256, 14, 14)
+        return scratch(lambda: module.conv2d(x, weight))
+
+    assert needed(2, nn.functional) == 0, "torch has its own"
+    packed = weight.numel() * weight.element_size()
+    assert packed <= needed(2) <= packed + (1 << 20), "docs/performance.md: the weights once, and 1 MB for each thread"
+    assert needed(2) == needed(16), "the batch changes nothing"
+
+
+# --- the roofline -----------------------------------------------------------------------------------------------
+
+
+def test_the_work_of_memory_bound_ops():
+    assert work.arithmetic("batch_norm", 100, 100) == 500 and work.arithmetic("batch_norm_backward", 100, 100) == 1000
+    window = work.window_size({"kernel_size": 3}, 2)
+    assert window == 9 and work.window_size({"kernel_size": (2, 3)}, 2) == 6 and work.window_size({}, 2) == 1
+    assert work.arithmetic("max_pool", 100, 25, window) == 225
+    assert work.arithmetic("adaptive_avg_pool", 100, 4) == 100, "every value once"
+
+
+def test_every_workload_has_a_place_in_the_roofline():
+    for op in ROOMS:
+        for contest in ROOMS[op](min(problems(op), key=lambda p: math.prod(p.shapes[0])), "contiguous", torch.float32):
+            assert contest.flops > 0 and contest.bytes > 0, contest.op
+
+
+def test_the_roofline(tmp_path):
+    rows = [row(1, 2.0, "win", flops=1e9, bytes=1e7), row(2, 0.5, "loss", op="conv_backward", flops=2e9, bytes=2e7),
+            row(3, 1.0, "even", op="max_pool", unit="GB/s", flops=1e6, bytes=4e6, layout="channels_last"),
+            row(4, 1.0, "even", threads=2, flops=1e6, bytes=4e6), row(5, 1.0, "even")]  # fmt: skip
+    drawn = roofline.points(rows)
+    assert [(p[0], p[1], p[2]) for p in drawn[:2]] == [(100.0, 1e4, 5e3), (100.0, 1e4, 2e4)]
+    assert [roofline.kind(r) for *_, r in drawn] == ["convolution", "convolution", "pooling", "convolution"]
+    whole = result(rows)
+    whole["ceilings"]["2"] = {"GFLOP/s": 200.0, "GB/s": 30.0}
+    assert roofline.draw(whole, tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+    assert roofline.draw(result(rows[4:]), tmp_path / "none.png") is None
 
 
 # --- the page ---------------------------------------------------------------------------------------------------
@@ -270,7 +457,7 @@ def test_the_browser_test_would_see_an_error(tmp_path):
 
 
 def test_benchmarks_folder_and_package_are_one():
-    source = {name: (ROOT / f"benchmarks/{name}.py").read_text() for name in ("run", "baselines", "report")}
+    source = {name: (ROOT / f"benchmarks/{name}.py").read_text() for name in ("run", "baselines", "text")}
     assert all(re.search(r"convnorm\.|convnorm/bench/", text) for text in source.values())
     assert not re.search(r"def race|def contest", "".join(source.values()))
 

@@ -36,5 +36,6 @@ def test_make_targets_exist():
         assert re.search(rf"^{target}:", makefile, re.M), f"README names make {target}"
 
 
-def test_markers_for_the_measured_table():
-    assert README.count("<!-- benchmark:begin -->") == README.count("<!-- benchmark:end -->") == 1
+def test_markers_for_the_measured_tables():
+    for mark in ("benchmark", "networks"):
+        assert README.count(f"<!-- {mark}:begin -->") == README.count(f"<!-- {mark}:end -->") == 1

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import functional as CF
-from .problem import WORKLOADS, Contest, Problem, gradient_for, random, read, size
+from .problem import WORKLOADS, Contest, Forward, Problem, gradient_for, random, read, size
+from .work import arithmetic, window_size
 
 Operands = dict[str, Tensor]
 Room = Callable[[Problem, str, torch.dtype], Iterator[Contest]]
@@ -36,6 +37,25 @@ def backward_player(function: Callable[..., Tensor], operands: Operands, layout:
     out = function(**leaves)
     gradient = gradient_for(out, layout)
     return lambda: torch.autograd.grad(out, list(leaves.values()), gradient, retain_graph=True)
+
+
+class Called(nn.Module):
+    """A function of an input and of operands that are its parameters."""
+
+    def __init__(self, function: Callable[..., Tensor], operands: Operands, recording: bool) -> None:
+        super().__init__()
+        fixed = {k: nn.Parameter(v, requires_grad=recording) for k, v in operands.items()}
+        self.function, self.operands = function, nn.ParameterDict(fixed)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.function(input=input, **self.operands)
+
+
+def called(function: Callable[..., Tensor], operands: Operands, recording: bool) -> Forward:
+    """The forward for peers, with all operands but the input as parameters."""
+    fixed = dict(operands)
+    given = fixed.pop("input").detach().requires_grad_(recording)
+    return Forward(Called(function, fixed, recording), [given], recording)
 
 
 def contest(
@@ -58,7 +78,10 @@ def contest(
         return player(theirs, {k: v.double() for k, v in operands.items()})()
 
     players = player(ours, operands), player(theirs, operands)
-    return Contest(op, problem, layout, operands["input"].dtype, *players, reference, flops, bytes)
+    forward = None if mode == "backward" else functools.partial(called, theirs, operands, mode == "training")
+    dtype = operands["input"].dtype
+    unit = "GFLOP/s" if op.startswith("conv") else "GB/s"
+    return Contest(op, problem, layout, dtype, *players, reference, flops, bytes, unit, forward=forward)
 
 
 def spatial(problem: Problem) -> int:
@@ -85,9 +108,11 @@ def pool(op: str, name: str, problem: Problem, layout: str, dtype: torch.dtype) 
     """Forward while autograd records, and backward, of a function of one tensor."""
     operands = {"input": random(problem.shapes[0], dtype, layout)}
     ours, theirs = (lambda m=m, **t: getattr(m, name)(**t, **problem.arguments) for m in (CF, F))
-    moved = size(operands["input"], theirs(**operands))
-    yield contest(op, problem, layout, operands, ours, theirs, 0, moved, "training")
-    yield contest(f"{op}_backward", problem, layout, operands, ours, theirs, 0, moved, "backward")
+    x, out = operands["input"], theirs(**operands)
+    moved = size(x, out)
+    work = arithmetic(op, x.numel(), out.numel(), window_size(problem.arguments, spatial(problem)))
+    yield contest(op, problem, layout, operands, ours, theirs, work, moved, "training")
+    yield contest(f"{op}_backward", problem, layout, operands, ours, theirs, work, moved, "backward")
 
 
 def max_pool(problem: Problem, layout: str, dtype: torch.dtype) -> Iterator[Contest]:
@@ -110,9 +135,9 @@ def max_unpool(problem: Problem, layout: str, dtype: torch.dtype) -> Iterator[Co
     pooled, indices = getattr(F, f"max_pool{dims}d")(whole, **problem.arguments, return_indices=True)
     name = f"max_unpool{dims}d"
     ours, theirs = (lambda m=m, **t: getattr(m, name)(**t, indices=indices, **problem.arguments) for m in (CF, F))
-    moved = size(pooled, indices, whole)
-    yield contest("max_unpool", problem, layout, {"input": pooled}, ours, theirs, 0, moved, "inference")
-    yield contest("max_unpool_backward", problem, layout, {"input": pooled}, ours, theirs, 0, moved, "backward")
+    moved, work = size(pooled, indices, whole), arithmetic("max_unpool", pooled.numel(), whole.numel())
+    yield contest("max_unpool", problem, layout, {"input": pooled}, ours, theirs, work, moved, "inference")
+    yield contest("max_unpool_backward", problem, layout, {"input": pooled}, ours, theirs, work, moved, "backward")
 
 
 def batch_norm(problem: Problem, layout: str, dtype: torch.dtype) -> Iterator[Contest]:
@@ -133,7 +158,8 @@ def batch_norm(problem: Problem, layout: str, dtype: torch.dtype) -> Iterator[Co
 
     def rows(op: str, bytes: int, mode: str, relu: bool = False) -> Contest:
         ours, theirs = (call(m, mode != "inference", relu) for m in (CF, F))
-        return contest(op, problem, layout, operands, ours, theirs, 0, bytes, mode)
+        work = arithmetic(op, x.numel(), x.numel())
+        return contest(op, problem, layout, operands, ours, theirs, work, bytes, mode)
 
     yield rows("batch_norm", 2 * size(x), "training")
     yield rows("batch_norm_relu", 2 * size(x), "training", relu=True)
@@ -149,8 +175,9 @@ def sample_norm(op: str, problem: Problem, layout: str, dtype: torch.dtype) -> I
     operands = {"input": x, "weight": random(shape, dtype, layout), "bias": random(shape, dtype, layout)}
     rest = {"normalized_shape": shape} if op == "layer_norm" else problem.arguments
     ours, theirs = (lambda m=m, **t: getattr(m, op)(**t, **rest) for m in (CF, F))
-    yield contest(op, problem, layout, operands, ours, theirs, 0, 2 * size(x), "inference")
-    yield contest(f"{op}_backward", problem, layout, operands, ours, theirs, 0, 3 * size(x), "backward")
+    work = arithmetic(op, x.numel(), x.numel())
+    yield contest(op, problem, layout, operands, ours, theirs, work, 2 * size(x), "inference")
+    yield contest(f"{op}_backward", problem, layout, operands, ours, theirs, 2 * work, 3 * size(x), "backward")
 
 
 ROOMS: dict[str, Room] = {
@@ -162,7 +189,6 @@ ROOMS: dict[str, Room] = {
     "batch_norm": batch_norm,
 }
 ROOMS |= {op: functools.partial(sample_norm, op) for op in ("layer_norm", "group_norm", "instance_norm")}
-
 
 
 def problems(op: str) -> list[Problem]:

@@ -32,6 +32,41 @@ def against_better_layout(rows: list[Row]) -> float:
     return statistics.geometric_mean(ratios)
 
 
+def rivals(row: Row) -> dict[str, Row]:
+    """All that raced against convnorm in this row, by name: torch's eager mode, and peers that did not refuse."""
+    torch = {key: row[key] for key in ("ratio", "verdict")} | {"us": row["torch_us"], "us_min": row["torch_us_min"]}
+    raced = {name: peer for name, peer in row.get("peers", {}).items() if "refused" not in peer}
+    return {"torch": {**torch, "error": row["torch_error"]}, **raced}
+
+
+def against_best(rows: list[Row]) -> float:
+    """Geometric mean of the best rival's time / ours where each may take the layout it is fastest in."""
+    ratios = [
+        min(rival["us_min"] for row in same for rival in rivals(row).values()) / min(row["us_min"] for row in same)
+        for same in grouped(rows, "problem", "dtype").values()
+    ]
+    return statistics.geometric_mean(ratios)
+
+
+def beaten_by_peers(rows: list[Row]) -> list[tuple[Row, str, Row]]:
+    """(row, name, peer) where a rival is faster than convnorm in the same layout, the worst first."""
+    found = [(row, name, rival) for row in rows for name, rival in rivals(row).items() if rival["verdict"] == "loss"]
+    return sorted(found, key=lambda one: one[2]["ratio"])
+
+
+def peer_groups(rows: list[Row], names: list[str]) -> list[tuple[str, int, dict[str, Row], float]]:
+    """Per op and number of threads: (op, threads, {rival: mean ratio, verdicts, rows}, ratio to the best of all)."""
+    groups = []
+    for (op, threads), same in grouped(rows, "op", "threads").items():
+        told = {}
+        for name in ["torch", *names]:
+            raced = [rivals(row)[name] for row in same if name in rivals(row)]
+            if raced:
+                told[name] = {"ratio": mean_ratio(raced), "verdicts": verdict_counts(raced), "rows": len(raced)}
+        groups.append((op, threads, told, against_best(same)))
+    return groups
+
+
 def verdict_counts(rows: list[Row]) -> list[int]:
     """How many rows are won, even, lost."""
     return [sum(r["verdict"] == v for r in rows) for v in VERDICTS]
@@ -57,6 +92,18 @@ def groups_of(rows: list[Row]) -> list[Row]:
         }
         for (op, layout, threads), same in grouped(rows, "op", "layout", "threads").items()
     ]
+
+
+def size(bytes: float | None) -> str:
+    """Bytes with three digits and a unit: ``1.25 MB``; nothing where they are not known."""
+    if bytes is None:
+        return ""
+    for unit, scale in (("B", 1.0), ("kB", 1e3), ("MB", 1e6), ("GB", 1e9)):
+        if bytes < 999.5 * scale or unit == "GB":
+            value = bytes / scale
+            digits = 0 if unit == "B" or value >= 99.95 else 1 if value >= 9.995 else 2
+            return f"{value:.{digits}f} {unit}"
+    raise AssertionError("unreachable")
 
 
 def duration(us: float) -> str:

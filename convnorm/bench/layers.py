@@ -8,6 +8,7 @@ agree in layer type, settings and shapes are one contest. Inputs are random numb
 from __future__ import annotations
 
 import copy
+import functools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..analysis.layers import evaluating
 from ..convert import conversion_report, convert, pairs, revert
-from .problem import FORMATS, Contest, Problem, arranged, gradient_for, random, size
+from .problem import FORMATS, Contest, Forward, Problem, arranged, gradient_for, random, size
+from .work import arithmetic, window_size
 
 _SETTINGS = ("kernel_size", "output_size", "num_groups", "normalized_shape", "stride", "padding", "output_padding",
              "dilation", "groups", "padding_mode", "ceil_mode", "count_include_pad", "divisor_override")  # fmt: skip
@@ -116,13 +118,19 @@ def source(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
-def _player(module: nn.Module, arguments: list[Any], mode: str, layout: str) -> Callable[[], Any]:
+def _forward(module: nn.Module, arguments: list[Any], mode: str) -> Forward:
     module.train(mode != "inference")
     if mode == "inference":
-        return torch.no_grad()(lambda: module(*arguments))
+        return Forward(module, arguments, recording=False)
     given = [a.detach().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments]
-    if mode == "training":
-        return lambda: module(*given)
+    return Forward(module, given, recording=True)
+
+
+def _player(module: nn.Module, arguments: list[Any], mode: str, layout: str) -> Callable[[], Any]:
+    forward = _forward(module, arguments, mode)
+    if mode != "backward":
+        return forward.player(module)
+    given = forward.inputs
     leaves = [a for a in (*given, *module.parameters()) if isinstance(a, Tensor) and a.is_floating_point()]
     out = module(*given)
     out = out[0] if isinstance(out, tuple) else out
@@ -159,15 +167,20 @@ def contests(layer: Layer, layout: str, dtype: torch.dtype, training: bool = Tru
     tensors = [t for t in (*arguments, *theirs.parameters(), *(out if isinstance(out, tuple) else (out,)))
                if isinstance(t, Tensor)]  # fmt: skip
     flops, moved = float(counter.get_total_flops()), size(*tensors)
+    results, window = tensors[-1].numel(), window_size(layer.problem.arguments, first.dim() - 2)
     exact = [a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments]
     problem = Problem(layer.problem.shapes, layer.problem.arguments, source(layer.names))
     for op, mode in _modes(layer, training):
         backward = mode == "backward"
-        work = flops * (1 + backward)  # a convolution has two gradients, each as much work as the forward
+        # a convolution has two gradients, each as much work as the forward
+        work = flops * (1 + backward) if flops else arithmetic(op, first.numel(), results, window)
         least = moved + (size(first) if backward and isinstance(layer.module, _NORMS) else 0)
         players = [_player(copy.deepcopy(m), arguments, mode, layout) for m in (ours, theirs)]
 
         def reference(mode: str = mode) -> Any:
             return _player(copy.deepcopy(theirs).double(), exact, mode, layout)()
 
-        yield Contest(op, problem, layout, dtype, players[0], players[1], reference, work, least, len(layer.names))
+        forward = None if backward else functools.partial(_forward, copy.deepcopy(theirs), arguments, mode)
+        unit = "GFLOP/s" if flops else "GB/s"
+        yield Contest(op, problem, layout, dtype, players[0], players[1], reference, work, least, unit,
+                      len(layer.names), forward)  # fmt: skip

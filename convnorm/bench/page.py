@@ -45,6 +45,7 @@ def page(result: dict[str, Any]) -> str:
         result=result,
         machine=result["machine"],
         rows=rows,
+        peers=list(result.get("peers", {})),
         means={name: mean_ratio(part) for name, part in parts.items() if part},
         verdicts=verdict_counts(rows),
         groups=groups_of(rows),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 WORKLOADS = Path(__file__).resolve().parent / "workloads"
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -43,6 +43,21 @@ class Problem:
         return " ".join([*shapes, *(f"{key}={_written(value)}" for key, value in self.arguments.items())])
 
 
+@dataclass(frozen=True, eq=False)
+class Forward:
+    """A forward pass as a torch module, for peers that compile or export one."""
+
+    module: nn.Module
+    inputs: list[Tensor]
+    recording: bool  # autograd records it
+    trains: bool = False  # a backward and an optimizer's step follow
+
+    def player(self, call: Callable[..., Any]) -> Callable[[], Any]:
+        """``call``, which computes what the module does, as it is timed."""
+        run = lambda: call(*self.inputs)  # noqa: E731
+        return run if self.recording else torch.no_grad()(run)
+
+
 @dataclass(frozen=True)
 class Contest:
     """The same work for two players, who return their results (tensors that carry no graph)."""
@@ -54,9 +69,12 @@ class Contest:
     ours: Callable[[], Any]
     theirs: Callable[[], Any]
     reference: Callable[[], Any]  # torch on doubles
-    flops: float  # 0 where memory is the limit
-    bytes: float  # fewest possible: every operand once
+    flops: float  # of the direct method
+    bytes: float  # fewest possible: every operand once; 0 where nobody counted
+    unit: str  # of its rate, by what limits it: GFLOP/s or GB/s
     count: int = 1  # how many layers of a model are this one
+    forward: Callable[[], Forward] | None = None  # makes it, for peers beside torch; None in a backward
+    extra: Callable[[], dict[str, Any]] | None = None  # what else its row tells
 
 
 def _value(text: str) -> Any:

@@ -15,6 +15,7 @@ import torch
 
 from .. import _C
 from ..testing import max_error
+from .peers import Player, Refused, player
 from .problem import Contest
 
 LEAST_SAMPLE = 2e-3  # seconds; shorter calls are repeated within one sample
@@ -58,20 +59,57 @@ def chosen_kernels(function: Callable[[], Any]) -> str:
     return " + ".join(dict.fromkeys(v["kernel"] for v in verdicts if v["chosen"]))
 
 
+def scratch(function: Callable[[], Any]) -> int:
+    """Bytes of work memory that convnorm's kernels need in one call, all threads together."""
+    _C.scratch_peak_reset()
+    function()
+    return _C.scratch_peak()
+
+
 def verdict(low: float, high: float) -> str:
     """What the quartiles of the ratio say."""
     return "win" if low > 1 else "loss" if high < 1 else "even"
 
 
-def measure(contest: Contest, ceiling: dict[str, float], threads: int, seconds: float, rounds: int) -> dict[str, Any]:
-    """One row of a result: times, rates, ratio with its quartiles, errors against float64, the kernels that ran."""
-    reference = contest.reference()
-    errors = [relative_error(player(), reference) for player in (contest.ours, contest.theirs)]
-    del reference
-    ours, theirs = race([contest.ours, contest.theirs], seconds, rounds)
+def standing(ours: list[float], theirs: list[float]) -> dict[str, Any]:
+    """A rival's times and their ratio to ours, round by round."""
     low, ratio, high = statistics.quantiles([b / a for a, b in zip(ours, theirs, strict=True)], n=4)
+    return {"us": statistics.median(theirs) * 1e6, "us_min": min(theirs) * 1e6, "ratio": ratio, "ratio_low": low,
+            "ratio_high": high, "verdict": verdict(low, high)}  # fmt: skip
+
+
+def _peers(contest: Contest, names: list[str]) -> tuple[dict[str, Player], dict[str, Any]]:
+    """(those that race, by name; those that refuse, with their words)."""
+    players: dict[str, Player] = {}
+    refused: dict[str, Any] = {}
+    if contest.forward is None or not names:
+        return players, refused
+    forward = contest.forward()
+    for name in names:
+        try:
+            players[name] = player(name, forward)
+        except Refused as error:
+            refused[name] = {"refused": str(error)}
+    return players, refused
+
+
+def measure(contest: Contest, ceiling: dict[str, float], threads: int, seconds: float, rounds: int,
+            peers: list[str]) -> dict[str, Any]:
+    """One row of a result: times, rates, ratio with its quartiles, errors against float64, the kernels that ran.
+
+    ``seconds`` are for two players; each peer beside them adds half of that.
+    """
+    playing, told = _peers(contest, peers)
+    players = [contest.ours, contest.theirs, *playing.values()]
+    reference = contest.reference()
+    errors = [relative_error(call(), reference) for call in players]
+    del reference
+    ours, theirs, *rest = race(players, seconds * len(players) / 2, rounds)
+    for name, times, error in zip(playing, rest, errors[2:], strict=True):
+        told[name] = {**standing(ours, times), "error": error}
+    torchs = standing(ours, theirs)
     median = statistics.median(ours)
-    unit, work = ("GFLOP/s", contest.flops) if contest.flops else ("GB/s", contest.bytes)
+    unit, work = contest.unit, contest.flops if contest.unit == "GFLOP/s" else contest.bytes
     rate = work / median / 1e9
     return {
         "op": contest.op,
@@ -82,19 +120,21 @@ def measure(contest: Contest, ceiling: dict[str, float], threads: int, seconds: 
         "count": contest.count,
         "threads": threads,
         "kernel": chosen_kernels(contest.ours),
+        "scratch_bytes": scratch(contest.ours),
+        "flops": contest.flops,
+        "bytes": contest.bytes,
         "us": median * 1e6,
         "us_min": min(ours) * 1e6,
-        "torch_us": statistics.median(theirs) * 1e6,
-        "torch_us_min": min(theirs) * 1e6,
+        "torch_us": torchs["us"],
+        "torch_us_min": torchs["us_min"],
         "rate": rate,
         "unit": unit,
         "ceiling_percent": 100 * rate / ceiling[unit],
         "torch_rate": work / statistics.median(theirs) / 1e9,
-        "ratio": ratio,
-        "ratio_low": low,
-        "ratio_high": high,
-        "verdict": verdict(low, high),
+        **{key: torchs[key] for key in ("ratio", "ratio_low", "ratio_high", "verdict")},
         "error": errors[0],
         "torch_error": errors[1],
         "rounds": len(ours),
+        **(contest.extra() if contest.extra else {}),
+        **({"peers": {name: told[name] for name in peers if name in told}} if peers else {}),
     }

@@ -13,10 +13,12 @@ import torch
 from torch import nn
 
 from .._console import Out
+from . import networks
 from .contests import ROOMS, problems
 from .figures import duration
 from .layers import Layer, contests, layers_of
-from .machine import ceilings, machine
+from .machine import ceilings, keep_freed_memory, machine
+from .peers import versions
 from .problem import LAYOUTS, Contest, Problem, layouts, read
 from .race import measure
 
@@ -33,6 +35,8 @@ class Settings:
     filter: str = ""
     backward: bool = True
     quick: bool = False
+    peers: list[str] = field(default_factory=list)  # beside torch's eager mode
+    set: str = "layers"  # the kind of result, whose tables differ: layers, peers, networks, scaling
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,15 @@ def own_entries(ops: list[str], settings: Settings) -> list[Entry]:
             for layout in layouts(p.shapes[0], settings.layouts)]  # fmt: skip
 
 
+def network_entries(settings: Settings) -> list[Entry]:
+    """Whole networks."""
+
+    def entry(network: networks.Network, layout: str) -> Entry:
+        return Entry(network.text, layout, lambda dtype: networks.contests(network, layout, dtype))
+
+    return [entry(network, layout) for network in networks.NETWORKS for layout in settings.layouts]
+
+
 def file_entries(path: Path, settings: Settings) -> list[Entry]:
     """The layers of a list in the format of :mod:`convnorm.bench.problem`."""
     return [_room_entry(op, p, layout) for op, p in read(path, ROOMS)
@@ -71,26 +84,37 @@ def model_entries(model: nn.Module, inputs: list[torch.Tensor], settings: Settin
             for layout in layouts(layer.problem.shapes[0], settings.layouts)], others  # fmt: skip
 
 
+def _peer(peer: dict[str, Any]) -> str:
+    return f"refused: {peer['refused']}" if "refused" in peer else f"{duration(peer['us'])} x{peer['ratio']:.2f}"
+
+
 def _line(row: dict[str, Any]) -> str:
+    peers = "".join(f"  {name} {_peer(peer)}" for name, peer in row.get("peers", {}).items())
     return (f"{row['op']:<24} {row['problem']:<48} {row['layout']:<13} {row['threads']}t {duration(row['us']):>8} "
             f"{row['rate']:>6.1f} {row['unit']:<7} {row['ceiling_percent']:>4.0f} %  "
             f"torch {duration(row['torch_us']):>8}  x{row['ratio']:.2f} ({row['ratio_low']:.2f}-"
             f"{row['ratio_high']:.2f}) {row['verdict']:<4} err {row['error']:.1e} / {row['torch_error']:.1e}  "
-            f"{row['kernel']}")  # fmt: skip
+            f"{row['kernel']}{peers}")  # fmt: skip
 
 
 def run(entries: list[Entry], settings: Settings, target: str, out: Out) -> dict[str, Any]:
     """Race every entry.
 
     Returns:
-        ``machine``, ``target``, ``quick``, ``seconds``, ``ceilings`` by number of threads, ``rows``
+        ``machine``, ``set``, ``target``, ``quick``, ``seconds``, ``ceilings`` by number of threads, ``rows``
         (:func:`convnorm.bench.race.measure`), and ``failed``: problems that one of the players refused, with its words.
     """
     wanted = [e for e in entries if re.search(settings.filter, e.text)]
-    result: dict[str, Any] = {"machine": machine(), "target": target, "quick": settings.quick,
+    result: dict[str, Any] = {"machine": machine(), "set": settings.set, "target": target, "quick": settings.quick,
                               "seconds": settings.seconds, "ceilings": {}, "rows": [], "failed": []}  # fmt: skip
     facts = result["machine"]
+    if settings.peers:
+        result["peers"] = versions(settings.peers)
     out.print(f"{facts['cpu']}, {facts['isa']}, torch {facts['torch']}, commit {facts['commit']}")
+    if facts["load"] > 0.7:
+        out.print(f"other work is running (load average {facts['load']}): a call of several threads then waits for a "
+                  "whole turn of the scheduler", style="yellow")  # fmt: skip
+    keep_freed_memory()
     before = torch.get_num_threads()
     try:
         with out.progress(len(wanted) * len(settings.threads)) as step:
@@ -113,7 +137,7 @@ def _race_entry(entry: Entry, settings: Settings, threads: int, ceiling: dict[st
         for contest in entry.make(getattr(torch, settings.dtype)):
             if contest.op.endswith("_backward") and not settings.backward:
                 continue
-            row = measure(contest, ceiling, threads, settings.seconds, settings.rounds)
+            row = measure(contest, ceiling, threads, settings.seconds, settings.rounds, settings.peers)
             result["rows"].append(row)
             if not out.live:  # there is no bar in a log
                 out.print(_line(row))

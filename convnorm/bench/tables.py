@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .._console import Out
-from .figures import VERDICTS, duration, groups_of, losses, verdict_counts
+from .figures import VERDICTS, duration, groups_of, losses, peer_groups, verdict_counts
 
 STYLES = {"win": "green", "even": None, "loss": "red"}
 MOST = 60  # rows; a longer table is not read
@@ -37,6 +37,15 @@ def _rows(out: Out, title: str, rows: list[dict[str, Any]]) -> None:
         out.table(["layer", "convnorm", "torch", "ratio"], cells, styles=styles, fold=0)
 
 
+def _peers(out: Out, rows: list[dict[str, Any]], names: list[str]) -> None:
+    out.heading("Geometric means of a peer's time / convnorm's; the best of all, each in its better layout")
+    cells = []
+    for op, threads, told, best in peer_groups(rows, names):
+        ratios = [f"x{told[name]['ratio']:.2f}" if name in told else "" for name in ("torch", *names)]
+        cells.append((f"{op}, {threads}t", *ratios, f"x{best:.2f}"))
+    out.table(["", "torch", *names, "best"], cells, fold=0)
+
+
 def show(result: dict[str, Any], out: Out) -> None:
     """Every row on a terminal (of long results, and in logs, the losses), the groups, and what failed."""
     rows = result["rows"]
@@ -53,6 +62,9 @@ def show(result: dict[str, Any], out: Out) -> None:
         counts = ", ".join(f"{n} {v}" for n, v in zip(verdict_counts(rows), VERDICTS, strict=True))
         out.print(f"{counts}; win and loss only where the middle half of the rounds agrees"
                   + ("; short races: a look, not a result" if result["quick"] else ""))
+    raced = [row for row in rows if row.get("peers")]
+    if raced:
+        _peers(out, raced, list(result["peers"]))
     for failed in result["failed"]:
         out.print(f"failed: {failed['problem']}, {failed['layout']}, {failed['threads']} thread(s): {failed['error']}",
                   style="bold red")

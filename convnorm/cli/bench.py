@@ -12,13 +12,14 @@ import torch
 
 from .._console import Out
 from .._figure import NO_PICTURE, can_draw
-from ..bench import tables
+from ..bench import peers, tables
 from ..bench.contests import ROOMS
 from ..bench.machine import cpu_name, thread_counts
-from ..bench.problem import LAYOUTS, ProblemError
-from ..bench.session import Entry, Settings, file_entries, model_entries, own_entries, run, write
+from ..bench.problem import LAYOUTS, WORKLOADS, ProblemError
+from ..bench.session import Entry, Settings, file_entries, model_entries, network_entries, own_entries, run, write
 from .errors import CommandError, first_line, load_model
 
+SETS = ("layers", "networks", "scaling")
 DESCRIPTION = """Races layers by convnorm against the same layers by torch, in turns in one process.
 
   convnorm bench torchvision.models:resnet18 3 224 224     all layers of a model
@@ -32,7 +33,7 @@ def _threads(text: str) -> list[int]:
     try:
         return thread_counts(text)
     except ValueError:
-        rule = "numbers of at least 1, or all, separated by commas"
+        rule = "numbers of at least 1, all or doubling, separated by commas"
         raise argparse.ArgumentTypeError(f"{text!r} must be {rule}") from None
 
 
@@ -71,27 +72,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("size", type=int, nargs="*", help="of a model: one sample, such as 3 224 224")
     parser.add_argument("--batch", type=int, default=4, help="of a model: samples in a batch (%(default)s)")
     parser.add_argument("--backward", action=argparse.BooleanOptionalAction, default=True,
-                        help="race the gradients too (they are, unless --no-backward)")
+                        help="race the gradients too (they are, unless --no-backward or --peers)")
     parser.add_argument("--ops", type=_names(list(ROOMS)), default=list(ROOMS),
                         help=f"of convnorm's own workloads: of {', '.join(ROOMS)}")
+    parser.add_argument("--set", choices=SETS, default="layers",
+                        help="without a target, what of convnorm's own is raced: layers; networks (a training step or "
+                        "inference, and their memory); scaling (two layers, 1 to 32 images) (%(default)s)")
     parser.add_argument("--filter", type=_pattern, default="", metavar="REGEX",
                         help="only problems that contain this regular expression")
     parser.add_argument("--layout", type=_names(LAYOUTS), default=list(LAYOUTS), help="contiguous,channels_last")
     parser.add_argument("--dtype", default="float32", choices=["float32", "float64", "bfloat16", "float16"])
-    parser.add_argument("--threads", type=_threads, default="1,all", help="counts, separated by commas (%(default)s)")
+    parser.add_argument("--threads", type=_threads, help="counts, separated by commas; doubling: 1, 2, 4, ..., all "
+                        "(1,all; of the set scaling doubling)")
     parser.add_argument("--seconds", type=_positive, default=1.0, help="length of one race (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="short races: a look, not a result")
-    parser.add_argument("--out", type=Path, help="the JSON file; picture and page lie beside it "
+    parser.add_argument("--peers", type=_names(peers.NAMES), default=[], metavar="NAMES",
+                        help=f"race these too, in the forward: {','.join(peers.NAMES)} ({peers.EXTRA})")
+    parser.add_argument("--out", type=Path, help="the JSON file; pictures and page lie beside it "
                         "(bench_output/<date>-<cpu>.json)")
 
 
 def _settings(o: argparse.Namespace) -> Settings:
     seconds, rounds = (min(0.1, o.seconds), 5) if o.quick else (o.seconds, 11)
-    return Settings(o.threads, o.layout, o.dtype, seconds, rounds, o.filter, o.backward, o.quick)
+    kind = "peers" if o.peers and o.set == "layers" else o.set
+    threads = o.threads or thread_counts("doubling" if kind == "scaling" else "1,all")
+    return Settings(threads, o.layout, o.dtype, seconds, rounds, o.filter,
+                    o.backward and not o.peers, o.quick, o.peers, kind)  # fmt: skip
 
 
 def _entries(o: argparse.Namespace, settings: Settings, out: Out) -> tuple[list[Entry], str]:
     """What to race, and what it is called."""
+    if o.target is None and o.set == "networks":
+        return network_entries(settings), "networks"
+    if o.target is None and o.set == "scaling":
+        return file_entries(WORKLOADS / "scaling.txt", settings), "scaling"
     if o.target is None:
         return own_entries(o.ops, settings), "convnorm's workloads"
     if Path(o.target).is_file():
@@ -117,6 +131,8 @@ def _entries(o: argparse.Namespace, settings: Settings, out: Out) -> tuple[list[
 def run_bench(o: argparse.Namespace, folder: Path, pages: bool = True) -> int:
     """Race, print the tables, write the files; 1 when a problem failed."""
     out, settings = Out(), _settings(o)
+    if absent := peers.missing(o.peers):
+        raise CommandError(f"--peers {','.join(o.peers)} needs {', '.join(absent)}: {peers.EXTRA}")
     try:
         entries, target = _entries(o, settings, out)
     except ProblemError as error:
@@ -127,7 +143,8 @@ def run_bench(o: argparse.Namespace, folder: Path, pages: bool = True) -> int:
     result = run(entries, settings, target, out)
     tables.show(result, out)
     slug = re.sub(r"\W+", "-", cpu_name()).strip("-").lower()
-    path = write(result, o.out or folder / f"{result['machine']['date']}-{slug}.json")
+    suffix = "" if settings.set == "layers" else f"-{settings.set}"
+    path = write(result, o.out or folder / f"{result['machine']['date']}-{slug}{suffix}.json")
     out.print(f"{len(result['rows'])} rows in {path}")
     if pages and result["rows"]:
         _pages(result, path, out)
@@ -135,13 +152,15 @@ def run_bench(o: argparse.Namespace, folder: Path, pages: bool = True) -> int:
 
 
 def _pages(result: dict[str, Any], path: Path, out: Out) -> None:
-    """The picture and the page beside the JSON file."""
+    """The pictures and the page beside the JSON file."""
     from ..bench.page import page
 
     if can_draw():
-        from ..bench.picture import draw
+        from ..bench import picture, roofline
 
-        out.print(f"picture    {draw(result, path.with_suffix('.png'))}")
+        out.print(f"picture    {picture.draw(result, path.with_suffix('.png'))}")
+        if drawn := roofline.draw(result, path.with_name(f"{path.stem}-roofline.png")):
+            out.print(f"roofline   {drawn}")
     else:
         out.print(NO_PICTURE)
     html = path.with_suffix(".html")

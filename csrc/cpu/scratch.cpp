@@ -1,7 +1,10 @@
 #include "cpu/scratch.h"
 
+#include <atomic>
 #include <cstdlib>
+#include <mutex>
 #include <new>
+#include <unordered_set>
 
 namespace convnorm {
 namespace {
@@ -11,8 +14,34 @@ constexpr std::size_t kAlign = 64;
 struct Block {
   void* data = nullptr;
   std::size_t size = 0;
-  ~Block() { std::free(data); }
+  std::atomic<std::size_t> largest{
+      0};  // request since the last reset; written by its thread, read by another
+
+  Block();
+  ~Block();
 };
+
+// The blocks of all threads. Never destroyed: threads may end after static objects do.
+struct Everyone {
+  std::mutex guard;
+  std::unordered_set<Block*> blocks;
+};
+
+Everyone& everyone() {
+  static Everyone* all = new Everyone;
+  return *all;
+}
+
+Block::Block() {
+  std::lock_guard<std::mutex> hold(everyone().guard);
+  everyone().blocks.insert(this);
+}
+
+Block::~Block() {
+  std::free(data);
+  std::lock_guard<std::mutex> hold(everyone().guard);
+  everyone().blocks.erase(this);
+}
 
 thread_local Block blocks[2];
 
@@ -20,6 +49,9 @@ thread_local Block blocks[2];
 
 void* scratch_bytes(Slot slot, std::size_t bytes) {
   Block& block = blocks[static_cast<int>(slot)];
+  if (bytes > block.largest.load(std::memory_order_relaxed)) {
+    block.largest.store(bytes, std::memory_order_relaxed);
+  }
   if (bytes > block.size) {
     const std::size_t size = (bytes + 4095) / 4096 * 4096;
     void* data = std::aligned_alloc(kAlign, size);
@@ -32,5 +64,17 @@ void* scratch_bytes(Slot slot, std::size_t bytes) {
 }
 
 std::size_t scratch_held() { return blocks[0].size + blocks[1].size; }
+
+void scratch_peak_reset() {
+  std::lock_guard<std::mutex> hold(everyone().guard);
+  for (Block* block : everyone().blocks) block->largest.store(0, std::memory_order_relaxed);
+}
+
+std::size_t scratch_peak() {
+  std::lock_guard<std::mutex> hold(everyone().guard);
+  std::size_t bytes = 0;
+  for (Block* block : everyone().blocks) bytes += block->largest.load(std::memory_order_relaxed);
+  return bytes;
+}
 
 }  // namespace convnorm

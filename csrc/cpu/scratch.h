@@ -18,4 +18,9 @@ void* scratch_bytes(Slot slot, std::size_t bytes);
 // Bytes held by the calling thread in both slots.
 std::size_t scratch_held();
 
+// What calls need rather than what is held: the largest request of each slot of each thread since the last
+// reset, summed. Between the reset and the question only one thread may call ops.
+void scratch_peak_reset();
+std::size_t scratch_peak();
+
 }  // namespace convnorm

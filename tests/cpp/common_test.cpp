@@ -1,5 +1,6 @@
 // The small torch-free parts: windows, scratch memory, the parallel loop, the ordered list of kernels.
 #include <stdexcept>
+#include <thread>
 #include <vector>
 
 #include "common/parallel.h"
@@ -33,6 +34,17 @@ void check_scratch() {
   auto* large = static_cast<char*>(scratch_bytes(Slot::shared, 1 << 20));
   large[0] = large[(1 << 20) - 1] = 1;
   EXPECT(scratch_held() >= (1 << 20) + 100, "held %zu", scratch_held());
+  scratch_peak_reset();
+  EXPECT(scratch_peak() == 0, "nothing was asked for, and %zu seen", scratch_peak());
+  scratch_bytes(Slot::shared, 300);
+  scratch_bytes(Slot::shared, 200);
+  std::thread([] { scratch_bytes(Slot::local, 50); }).join();  // what ended threads had is gone
+  std::size_t seen = 0;
+  std::thread([&] {
+    scratch_bytes(Slot::local, 40);
+    seen = scratch_peak();
+  }).join();
+  EXPECT(seen == 340, "the largest request of each thread, %zu", seen);
 }
 
 void check_parallel() {
