@@ -1,7 +1,8 @@
 """Whole networks: a training step (forward, loss, backward, SGD) and inference, with the memory that they take.
 
 torch's side trains the model as it is and infers with its own fold (``torch.fx``), convnorm's side trains the converted
-model, LeNet-5 with batch norm and ReLU in one layer, and infers with :func:`convnorm.fuse`.
+model, LeNet-5 with batch norm and ReLU in one layer, and infers with :func:`convnorm.fuse`, and frozen, as the runtimes
+among the peers are, with :func:`convnorm.freeze` after it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .. import models
 from .. import nn as convnorm_nn
 from ..convert import convert
+from ..freeze import freeze
 from ..fuse import fuse
 from .memory import peak, saved_for_backward
 from .problem import Contest, Forward, Problem, random
@@ -51,6 +53,7 @@ class Network:
     op: str  # training_step or inference
     shape: tuple[int, ...]
     make: Callable[[], nn.Module]
+    frozen: bool = False  # convnorm's side keeps its weights packed
 
     @property
     def text(self) -> str:
@@ -62,6 +65,8 @@ NETWORKS = [
     Network("LeNet-5", "training_step", (64, 1, 28, 28), models.LeNet5),
     Network("ResNet-18", "training_step", (8, 3, 128, 128), models.resnet18),
     Network("ResNet-50", "inference", (4, 3, 224, 224), models.resnet50),
+    Network("ResNet-50, frozen", "inference", (4, 3, 224, 224), models.resnet50, frozen=True),
+    Network("ResNet-50, frozen", "inference", (1, 3, 224, 224), models.resnet50, frozen=True),
 ]
 
 
@@ -88,6 +93,8 @@ def _ours(network: Network, layout: str, dtype: torch.dtype) -> Forward:
     model, images = _model(network, layout, dtype), random(network.shape, dtype, layout)
     if network.op == "inference":
         model = fuse(model.eval(), images)
+        if network.frozen:
+            freeze(model)
     elif isinstance(model, models.LeNet5):
         fused = models.LeNet5(convnorm_nn).to(dtype)
         fused.load_state_dict(model.state_dict())

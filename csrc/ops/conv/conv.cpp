@@ -1,5 +1,6 @@
 // Convolution: schemas, allocation and choice of kernel, for all three passes.
 #include "common/registry.h"
+#include "common/tensor.h"
 #include "ops/conv/conv_arguments.h"
 
 namespace convnorm::conv {

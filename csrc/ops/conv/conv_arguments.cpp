@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "common/tensor.h"
+
 namespace convnorm::conv {
 
 Args check_args(const char* op, std::int64_t dim, const Ints& kernel, const Geometry& g) {
