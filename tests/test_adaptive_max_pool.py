@@ -79,6 +79,48 @@ def test_every_kernel_gives_the_same_bits(size, layout, dtype):
     assert ("adaptive_max_pool_channels_generic" in ran) == (layout == "channels_last")
 
 
+def spread(grad, indices, shape):
+    """The sums of the gradients at each index, of which those outside the plane add nothing."""
+    positions = shape[2] * shape[3]
+    at = torch.where((indices >= 0) & (indices < positions), indices, positions).flatten(2)
+    sums = torch.zeros(*shape[:2], positions + 1, dtype=torch.float64)
+    return sums.scatter_add_(2, at, grad.flatten(2).double())[..., :positions].reshape(shape).to(grad.dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dense", [True, False])
+@pytest.mark.parametrize("size", [(1, 1), (2, 3)])
+def test_every_backward_kernel_gives_the_same_bits(size, dense, layout, dtype):
+    """More channels than a slab and planes than a block, no multiple of a vector; -0, and indices from elsewhere."""
+    op, shape = "adaptive_max_pool_backward", (2, 530, 3, 5)
+    grad = torch.randint(-4, 5, (*shape[:2], *size)).to(dtype)
+    grad[:, ::3] = -0.0
+    indices = torch.randint(0, 15, grad.shape)
+    indices[:, ::7], indices[:, 1::11], indices[:, 2::13] = -1, 15, (1 << 32) + 3
+    want = spread(grad, indices, shape)
+    grad, indices = arranged(grad, layout), arranged(indices, layout)
+    if not dense:
+        grad = grad.repeat_interleave(2, 1)[:, ::2]
+    order, widest, ran = ["generic", "avx2", "avx512"], convnorm._C.supported_isa(), set()
+    for row in convnorm.backends.kernels(op):
+        if order.index(row["isa"]) > order.index(widest):
+            continue
+        for threads in (1, 4):
+            torch.set_num_threads(threads)
+            with convnorm.backends.force(**{op: row["kernel"]}):
+                try:
+                    got = torch.ops.convnorm.adaptive_max_pool_backward(grad, indices, shape, layout != "contiguous")
+                except RuntimeError as refused:
+                    assert "no kernel accepts" in str(refused)
+                    continue
+            assert torch.equal(got, want), row["kernel"]
+            assert not torch.signbit(got[got == 0]).any(), row["kernel"]
+            ran.add(row["kernel"])
+    assert f"{op}_scatter" in ran
+    assert (f"{op}_channels_generic" in ran) == (layout == "channels_last" and size == (1, 1) and dense)
+
+
 def test_indices_are_kept_only_when_needed():
     x, saved = torch.randn(1, 2, 8, 8), []
     assert torch.ops.convnorm.adaptive_max_pool_forward(x, [3, 3], False)[1].numel() == 0

@@ -54,7 +54,7 @@ class BatchNormBackward(Function):
     @staticmethod
     def forward(grad_output, input, weight, bias, output, stats, eps, train, relu, for_input, for_affine, for_residual):
         flags = train, relu, for_input, for_affine, for_residual  # Dynamo takes no *flags here
-        return _ops.batch_norm_backward(grad_output, input, weight, bias, output, stats, eps, *flags)
+        return _ops.batch_norm_backward.default(grad_output, input, weight, bias, output, stats, eps, *flags)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

@@ -7,10 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch.autograd import forward_ad
 
-
-def transforms_active() -> bool:
-    """True inside torch.func (vmap, grad, jvp ...), where a Function must go the long way."""
-    return torch._C._are_functorch_transforms_active()
+# True inside torch.func (vmap, grad, jvp ...), where a Function must go the long way.
+transforms_active = torch._C._are_functorch_transforms_active
 
 
 def recording_eagerly() -> bool:

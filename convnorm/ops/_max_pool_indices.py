@@ -46,7 +46,7 @@ class AdaptiveMaxPool(Function):
 
     @staticmethod
     def forward(input, output_size, return_indices):
-        return _ops.adaptive_max_pool_forward(input, output_size, return_indices)
+        return _ops.adaptive_max_pool_forward.default(input, output_size, return_indices)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -85,7 +85,7 @@ class MaxUnpool(Function):
 
     @staticmethod
     def forward(input, indices, output_size):
-        return _ops.max_unpool_forward(input, indices, output_size)
+        return _ops.max_unpool_forward.default(input, indices, output_size)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -116,7 +116,7 @@ class MaxPoolSpread(Function):
 
     @staticmethod
     def forward(values, indices, size, channels_last):
-        return _ops.adaptive_max_pool_backward(values, indices, size, channels_last)
+        return _ops.adaptive_max_pool_backward.default(values, indices, size, channels_last)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -149,7 +149,7 @@ class MaxPoolPick(Function):
 
     @staticmethod
     def forward(plane, indices):
-        return _ops.max_unpool_backward(plane, indices)
+        return _ops.max_unpool_backward.default(plane, indices)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

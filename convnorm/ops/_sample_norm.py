@@ -45,9 +45,16 @@ def gradients(ctx: Any, backward: type[Function], grad_output: Tensor | None) ->
     if grad_output is None:
         return (None,) * 5
     need_input, _, need_weight, need_bias, _ = ctx.needs_input_grad
-    grads = backward.call(grad_output, *ctx.saved_tensors, ctx.over, ctx.eps, need_input, need_weight or need_bias)
-    wanted = [g if need else None for g, need in zip(grads, (need_input, need_weight, need_bias), strict=True)]
-    return wanted[0], None, wanted[1], wanted[2], None
+    grad_input, grad_weight, grad_bias = backward.call(
+        grad_output, *ctx.saved_tensors, ctx.over, ctx.eps, need_input, need_weight or need_bias
+    )
+    return (
+        grad_input if need_input else None,
+        None,
+        grad_weight if need_weight else None,
+        grad_bias if need_bias else None,
+        None,
+    )
 
 
 def tangents(ctx: Any, terms: TermsOf, d_input: Tensor | None, d_weight: Tensor | None, d_bias: Tensor | None) -> Any:

@@ -43,7 +43,7 @@ class AvgPool(Function):
 
     @staticmethod
     def forward(input, geometry):
-        return _ops.avg_pool_forward(input, *geometry)
+        return _ops.avg_pool_forward.default(input, *geometry)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -71,7 +71,7 @@ class AvgPoolBackward(Function):
 
     @staticmethod
     def forward(grad_output, input_size, geometry, channels_last):
-        return _ops.avg_pool_backward(grad_output, input_size, *geometry, channels_last)
+        return _ops.avg_pool_backward.default(grad_output, input_size, *geometry, channels_last)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -99,7 +99,7 @@ class AdaptiveAvgPool(Function):
 
     @staticmethod
     def forward(input, output_size):
-        return _ops.adaptive_avg_pool_forward(input, output_size)
+        return _ops.adaptive_avg_pool_forward.default(input, output_size)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -127,7 +127,7 @@ class AdaptiveAvgPoolBackward(Function):
 
     @staticmethod
     def forward(grad_output, input_size, channels_last):
-        return _ops.adaptive_avg_pool_backward(grad_output, input_size, channels_last)
+        return _ops.adaptive_avg_pool_backward.default(grad_output, input_size, channels_last)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

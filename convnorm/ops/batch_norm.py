@@ -101,12 +101,15 @@ def gradients(
     checkpointed region unpacks a tensor one time only.
     """
     need_input, need_weight, need_bias, need_residual = needs
-    wants = (need_input, need_weight or need_bias, need_residual and relu)
-    results = BatchNormBackward.call(
-        grad_output, *saved, eps, train, relu, *wants
+    grad_input, grad_weight, grad_bias, grad_residual = BatchNormBackward.call(
+        grad_output, *saved, eps, train, relu, need_input, need_weight or need_bias, need_residual and relu
     )
-    grad_residual = results[3] if relu else grad_output
-    return tuple(g if need else None for g, need in zip((*results[:3], grad_residual), needs, strict=True))
+    return (
+        grad_input if need_input else None,
+        grad_weight if need_weight else None,
+        grad_bias if need_bias else None,
+        (grad_residual if relu else grad_output) if need_residual else None,
+    )
 
 
 class BatchNormTrain(Function):
@@ -114,7 +117,7 @@ class BatchNormTrain(Function):
 
     @staticmethod
     def forward(input, weight, bias, residual, eps, relu):
-        return _ops.batch_norm_train(input, weight, bias, residual, eps, relu)
+        return _ops.batch_norm_train.default(input, weight, bias, residual, eps, relu)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -154,7 +157,7 @@ class BatchNormEval(Function):
 
     @staticmethod
     def forward(input, weight, bias, residual, running_mean, running_var, eps, relu):
-        return _ops.batch_norm_eval(input, weight, bias, residual, running_mean, running_var, eps, relu)
+        return _ops.batch_norm_eval.default(input, weight, bias, residual, running_mean, running_var, eps, relu)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

@@ -50,7 +50,8 @@ class GroupNormBackward(Function):
 
     @staticmethod
     def forward(grad_output, input, weight, bias, stats, groups, eps, want_input, want_affine):
-        return _ops.group_norm_backward(grad_output, input, groups, weight, bias, stats, eps, want_input, want_affine)
+        wants = want_input, want_affine
+        return _ops.group_norm_backward.default(grad_output, input, groups, weight, bias, stats, eps, *wants)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -90,7 +91,7 @@ class GroupNorm(Function):
 
     @staticmethod
     def forward(input, groups, weight, bias, eps):
-        return _ops.group_norm_forward(input, groups, weight, bias, eps)
+        return _ops.group_norm_forward.default(input, groups, weight, bias, eps)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

@@ -42,7 +42,8 @@ class LayerNormBackward(Function):
 
     @staticmethod
     def forward(grad_output, input, weight, bias, stats, shape, eps, want_input, want_affine):
-        return _ops.layer_norm_backward(grad_output, input, shape, weight, bias, stats, eps, want_input, want_affine)
+        wants = want_input, want_affine
+        return _ops.layer_norm_backward.default(grad_output, input, shape, weight, bias, stats, eps, *wants)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -79,7 +80,7 @@ class LayerNorm(Function):
 
     @staticmethod
     def forward(input, shape, weight, bias, eps):
-        return _ops.layer_norm_forward(input, shape, weight, bias, eps)
+        return _ops.layer_norm_forward.default(input, shape, weight, bias, eps)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

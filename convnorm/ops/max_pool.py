@@ -72,7 +72,7 @@ class MaxPool(Function):
 
     @staticmethod
     def forward(input, kernel, stride, padding, dilation, ceil_mode, record):
-        return _ops.max_pool_forward(input, kernel, stride, padding, dilation, ceil_mode, record)
+        return _ops.max_pool_forward.default(input, kernel, stride, padding, dilation, ceil_mode, record)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -112,7 +112,7 @@ class MaxPoolBackward(Function):
 
     @staticmethod
     def forward(grad_output, argmax, input_size, kernel, stride, padding, dilation):
-        return _ops.max_pool_backward(grad_output, argmax, input_size, kernel, stride, padding, dilation)
+        return _ops.max_pool_backward.default(grad_output, argmax, input_size, kernel, stride, padding, dilation)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -149,7 +149,7 @@ class MaxPoolGather(Function):
 
     @staticmethod
     def forward(x, argmax, kernel, stride, padding, dilation):
-        return _ops.max_pool_gather(x, argmax, kernel, stride, padding, dilation)
+        return _ops.max_pool_gather.default(x, argmax, kernel, stride, padding, dilation)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

@@ -69,6 +69,10 @@ inline vec<C> masked(vec<C> v, ivec<C> on) {
   return bits_as<vec<C>>(bits_as<ivec<C>>(v) & on);
 }
 
+// Whether a backward's write fetches what it reads next. With vectors of a line each that is as many loads
+// again as the work has, and the hardware's own fetching suffices.
+inline constexpr bool kFetch = CONVNORM_VECTOR_BYTES < 64;
+
 // f(way, i, access, on): elements i .. i + lanes, of which the lanes in `on` were not visited before. way
 // counts 0 1 2 3 within a group of four, and is kAlone outside.
 inline constexpr int kAlone = 4;

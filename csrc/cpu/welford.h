@@ -64,6 +64,22 @@ inline Wide<float> widen(vec<float> v) {
 #endif
 }
 
+template <int... i, class V>
+inline __attribute__((always_inline)) auto upper_onto_lower(const V& v, std::integer_sequence<int, i...>) {
+  return __builtin_shufflevector(v, v, i...) + __builtin_shufflevector(v, v, (i + int(sizeof...(i)))...);
+}
+
+// Sum of n lanes, halves folded onto each other. In registers: through memory it took as long as a short row.
+template <int n, class A, class V>
+inline __attribute__((always_inline)) A fold(const V& v) {
+  if constexpr (n == 2)
+    return v[0] + v[1];
+  else if constexpr (n == 4)
+    return (v[0] + v[2]) + (v[1] + v[3]);
+  else
+    return fold<n / 2, A>(upper_onto_lower(v, std::make_integer_sequence<int, n / 2>{}));
+}
+
 // Two sums over vectors, lane by lane: g, and g d, of which the second is a small difference of large terms.
 // Of floats the caller adds up to kTerms vectors first, and the rest is in double; doubles carry the rounding
 // of every addition along (Knuth's two-sum).
@@ -92,7 +108,9 @@ struct PairSums {
   double dot_sum() const { return sum(dot); }
 
  private:
-  static double sum(const Wide<C>& w) { return lane_sum<double>(w.part[0] + w.part[Wide<C>::kParts - 1]); }
+  static double sum(const Wide<C>& w) {
+    return fold<kLanes<double>, double>(w.part[0] + w.part[Wide<C>::kParts - 1]);
+  }
 };
 
 template <>
@@ -129,16 +147,6 @@ struct PairSums<double> {
     return all;
   }
 };
-
-// Sum of n lanes, halves folded onto each other.
-template <int n, class A, class V>
-inline A fold(const V& v) {
-  A lane[n];
-  __builtin_memcpy(lane, &v, sizeof(v));
-  for (int half = n / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
-  return lane[0];
-}
 
 // Vector accumulators of one block, several of them so that additions overlap. A is float, or double for the
 // sweep that cannot leave the range; both have as many lanes as a vector of C.

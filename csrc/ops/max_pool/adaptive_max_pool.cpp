@@ -65,7 +65,9 @@ Tensor backward(Tensor grad_output, Tensor indices, Ints input_size, bool channe
   p.input = strides_of(grad_input);
   p.output = strides_of(grad_output);
   p.argmax = strides_of(indices);
-  if (p.n > 0) spread_indices(p, grad_output.data_ptr(), indices.data_ptr(), grad_input.data_ptr());
+  if (p.n > 0)
+    choose("adaptive_max_pool_backward", spread_kernels(), p)
+        .run(p, grad_output.data_ptr(), indices.data_ptr(), grad_input.data_ptr());
   return grad_input;
 }
 

@@ -24,19 +24,23 @@ namespace convnorm::max_pool {
 Params merged(const Params& p);
 
 std::span<const Kernel<ForwardFn>> adaptive_kernels();
+std::span<const Kernel<BackwardFn>> spread_kernels();
 
 // What each instruction set exports; indices may be null.
 struct AdaptiveKernels {
-  ForwardFn channels;  // vectors over channels (cpu/adaptive_max_pool_channels.h)
-  ForwardFn planes;    // vectors over planes (cpu/adaptive_max_pool_planes.h)
+  ForwardFn channels;  // vectors over channels (cpu/adaptive_max_pool_kernel.h)
+  ForwardFn planes;    // vectors over planes
+  BackwardFn spread;   // one value per plane, channels_last (cpu/adaptive_max_pool_spread.h)
 };
 extern const AdaptiveKernels adaptive_generic;
 #if defined(__x86_64__)
 extern const AdaptiveKernels adaptive_avx2, adaptive_avx512;
 #endif
 
-// Scalar code (cpu/max_pool_indices.cpp). The plane of spread and place is dense in either layout.
+// Scalar code (cpu/adaptive_max_pool_direct.cpp).
 void adaptive_direct(const Params& p, const void* input, void* output, void* indices);
+
+// Scalar code (cpu/max_pool_indices.cpp). The plane of spread and place is dense in either layout.
 // Indices outside the plane add nothing.
 void spread_indices(const Params& p, const void* values, const void* indices, void* plane);
 // Indices outside the plane give 0.

@@ -1,4 +1,4 @@
-// The ordered list of adaptive max pooling's kernels, what each of them refuses, and the merging of
+// The ordered lists of adaptive max pooling's kernels, what each of them refuses, and the merging of
 // dimensions.
 #include "ops/max_pool/adaptive_max_pool.h"
 
@@ -18,10 +18,19 @@ const char* refuse_channels(const Params& p) {
   return refuse_large(p);
 }
 
+template <int kBytes>
+const char* refuse_spread(const Params& p) {
+  if (p.out[0] * p.out[1] * p.out[2] != 1) return "not one value per plane";
+  if (p.argmax.c != 1) return "channels of the indices are not adjacent";
+  return refuse_channels<kBytes>(p);
+}
+
+constexpr const char* kSpread = "vectors over channels, positions compared with the index";
 constexpr const char* kChannels = "vectors over channels, best value and index in registers";
 constexpr const char* kPlanes = "vectors over planes, turned into lanes row by row";
 
 const Register<Kernel<ForwardFn>> register_adaptive("adaptive_max_pool_forward", adaptive_kernels());
+const Register<Kernel<BackwardFn>> register_spread("adaptive_max_pool_backward", spread_kernels());
 
 }  // namespace
 
@@ -49,6 +58,22 @@ std::span<const Kernel<ForwardFn>> adaptive_kernels() {
        adaptive_generic.channels},
       {"adaptive_max_pool_planes_generic", kPlanes, Isa::generic, refuse_large, adaptive_generic.planes},
       {"adaptive_max_pool_direct", "plain loops", Isa::generic, nullptr, adaptive_direct},
+  };
+  return rows;
+}
+
+std::span<const Kernel<BackwardFn>> spread_kernels() {
+  static const Kernel<BackwardFn> rows[] = {
+#if defined(__x86_64__)
+      {"adaptive_max_pool_backward_channels_avx512", kSpread, Isa::avx512, refuse_spread<64>,
+       adaptive_avx512.spread},
+      {"adaptive_max_pool_backward_channels_avx2", kSpread, Isa::avx2, refuse_spread<32>,
+       adaptive_avx2.spread},
+#endif
+      {"adaptive_max_pool_backward_channels_generic", kSpread, Isa::generic, refuse_spread<16>,
+       adaptive_generic.spread},
+      {"adaptive_max_pool_backward_scatter", "values added at their indices, one by one", Isa::generic,
+       nullptr, spread_indices},
   };
   return rows;
 }

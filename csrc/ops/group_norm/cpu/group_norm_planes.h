@@ -166,8 +166,10 @@ struct PlanesBackward {
     const vec<C> slope = splat<C>(k.slope), along = splat<C>(k.along), level = splat<C>(k.level);
     each_vector<C>(length, stream && can_stream(to, length),
                    [&](int, std::int64_t i, auto access, ivec<C>) CONVNORM_INLINE {
-                     __builtin_prefetch(from + i + ahead);
-                     __builtin_prefetch(g + i + ahead);
+                     if constexpr (kFetch) {
+                       __builtin_prefetch(from + i + ahead);
+                       __builtin_prefetch(g + i + ahead);
+                     }
                      const vec<C> xhat = (access.get(from + i) - center) * inv + rest;
                      access.put(to + i, access.get(g + i) * slope - level - xhat * along);
                    });

@@ -10,7 +10,8 @@
 namespace convnorm::layer_norm {
 namespace {
 
-inline constexpr int kGroup = 2;            // rows per pass over the sums over rows: what registers hold
+// Rows per pass over the sums over rows: what registers hold.
+inline constexpr int kGroup = CONVNORM_VECTOR_BYTES == 64 ? 4 : 2;
 inline constexpr std::int64_t kAtOnce = 8;  // rows whose sums are taken before the first is written ...
 inline constexpr std::int64_t kAtOnceSize =
     2048;                                       // ... and their elements: x and grad_output fill half of L1
@@ -96,11 +97,15 @@ struct RowsBackward {
       along[r] = splat<C>(b[r].along), level[r] = splat<C>(b[r].level);
     }
     each_vector<C, 1, kStream>(length, [&](int, std::int64_t i, auto access, ivec<C> on) CONVNORM_INLINE {
-      vec<C> g_sum{}, dot{};
+      vec<C> g_sum{}, dot{}, old_weight{}, old_bias{};
+      // Before the stores: a load waits for earlier stores at the same offset in a page.
+      if constexpr (kSums) old_weight = load(to_weight + i), old_bias = load(to_bias + i);
       for (int r = 0; r < R; ++r) {
         const T *x_r = from + r * size + i, *g_r = g + r * size + i;
-        __builtin_prefetch(g_r + ahead);
-        __builtin_prefetch(x_r + ahead);
+        if constexpr (kFetch) {
+          __builtin_prefetch(g_r + ahead);
+          __builtin_prefetch(x_r + ahead);
+        }
         const vec<C> gv = access.get(g_r), xhat = (access.get(x_r) - center[r]) * inv[r] + rest[r];
         g_sum = r == 0 ? gv : g_sum + gv;
         dot = r == 0 ? gv * xhat : dot + gv * xhat;
@@ -108,8 +113,8 @@ struct RowsBackward {
           access.put(to + r * size + i, (gv * access.get(w + i)) * inv[r] - level[r] - xhat * along[r]);
       }
       if constexpr (kSums) {  // these are padded: a part of a vector is stored whole
-        store(to_weight + i, load(to_weight + i) + masked<C>(dot, on));
-        store(to_bias + i, load(to_bias + i) + masked<C>(g_sum, on));
+        store(to_weight + i, old_weight + masked<C>(dot, on));
+        store(to_bias + i, old_bias + masked<C>(g_sum, on));
       }
     });
   }
@@ -157,7 +162,7 @@ struct RowsBackward {
   };
 
   void tile_of_rows(std::int64_t begin, std::int64_t end, double* partial) const {
-    const std::int64_t batch = imin(kAtOnce, imax(kGroup, kAtOnceSize / p.size));
+    const std::int64_t batch = imin(kAtOnce, imax(kGroup, kAtOnceSize / p.size / kGroup * kGroup));
     const Local local(kSums ? p.size : 0);
     clear(local.sums, p.size);
     for (std::int64_t i = 0; i < 2 * p.size && kSums; ++i) partial[i] = 0;

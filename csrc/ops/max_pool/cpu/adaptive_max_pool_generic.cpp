@@ -3,7 +3,8 @@
 #include "cpu/target_generic.h"
 
 #include "ops/max_pool/cpu/adaptive_max_pool_kernel.h"
+#include "ops/max_pool/cpu/adaptive_max_pool_spread.h"
 
 namespace convnorm::max_pool {
-const AdaptiveKernels adaptive_generic{adaptive_channels, adaptive_planes};
+const AdaptiveKernels adaptive_generic{adaptive_channels, adaptive_planes, spread_channels};
 }  // namespace convnorm::max_pool

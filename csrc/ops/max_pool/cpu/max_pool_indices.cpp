@@ -1,8 +1,9 @@
-// What works by indices into the plane (adaptive_max_pool.h): spread, place, pick; and adaptive max pooling
-// as plain loops. Addresses come from memory one by one, so this is scalar code.
+// What works by indices into the plane (adaptive_max_pool.h): spread, place, pick. Addresses come from memory
+// one by one, so this is scalar code.
 //
 // Task = one plane, or in channels_last a slab of channels of one image, whose indices and values are then
-// read in the order of memory. Sums of 16-bit values are kept in float and rounded once.
+// read in the order of memory. Small planes that follow each other are filled in blocks. Sums of 16-bit
+// values are kept in float and rounded once.
 #include "ops/max_pool/adaptive_max_pool.h"
 
 #include "cpu/target_generic.h"
@@ -111,6 +112,37 @@ void spread_slab(const Params& p, std::int64_t n, std::int64_t c, std::int64_t c
     for (std::int64_t k = 0; k < channels; ++k) store1(to + i * step + k, sums[i * channels + k]);
 }
 
+constexpr std::int64_t kBlockBytes = 16384;  // of sums: cleared and filled while they are in L1
+
+// Planes, values and indices of all images are one run of memory each.
+inline bool consecutive(const Params& p) {
+  const auto run = [&p](const Strides& s, std::int64_t length) {
+    return (length == 1 || s.s[2] == 1) && (p.c == 1 || s.c == length) && (p.n == 1 || s.n == p.c * length);
+  };
+  const std::int64_t outputs = p.out[2];
+  return p.out[0] * p.out[1] == 1 && run(p.input, plane(p)) && run(p.output, outputs) &&
+         run(p.argmax, outputs);
+}
+
+// Planes [begin, end) of a consecutive problem, cleared by one call and filled by one loop: a call per plane
+// takes longer than a plane of 7x7.
+template <class T>
+void spread_block(const Params& p, std::int64_t begin, std::int64_t end, const T* values,
+                  const std::int64_t* indices, T* to) {
+  using C = compute_t<T>;
+  const std::int64_t positions = plane(p), outputs = p.out[2], size = (end - begin) * positions;
+  const bool direct = std::is_same_v<T, C>;
+  to += begin * positions;
+  C* const sums =
+      direct ? reinterpret_cast<C*>(to) : static_cast<C*>(scratch_bytes(Slot::local, size * sizeof(C)));
+  std::memset(sums, 0, size * sizeof(C));
+  values += begin * outputs, indices += begin * outputs;
+  for (C* sum = sums; sum < sums + size; sum += positions, values += outputs, indices += outputs)
+    for (std::int64_t o = 0; o < outputs; ++o)
+      if (inside(indices[o], positions)) sum[indices[o]] += load1(values + o);
+  for (std::int64_t i = 0; i < size && !direct; ++i) store1(to + i, sums[i]);
+}
+
 // The element of the plane that an index names, for any strides.
 struct Locate {
   const Params& p;
@@ -127,47 +159,27 @@ struct Locate {
   }
 };
 
-template <class T>
-void pool_plane(const Params& p, std::int64_t n, std::int64_t c, const T* input, T* output,
-                std::int64_t* indices) {
-  using C = compute_t<T>;
-  each_output(p, [&](const Dims& o) {
-    Span span[kSpatial];
-    for (int d = 0; d < kSpatial; ++d) span[d] = adaptive_span(p.in[d], p.out[d], o[d]);
-    Dims i{span[0].begin, span[1].begin, span[2].begin};
-    const auto index = [&] { return (i[0] * p.in[1] + i[1]) * p.in[2] + i[2]; };
-    C best = -std::numeric_limits<C>::infinity();
-    std::int64_t where = index();
-    for (i[0] = span[0].begin; i[0] < span[0].end; ++i[0])
-      for (i[1] = span[1].begin; i[1] < span[1].end; ++i[1])
-        for (i[2] = span[2].begin; i[2] < span[2].end; ++i[2]) {
-          const C x = load1(input + element(p.input, n, c, i));
-          if (x > best || x != x) best = x, where = index();
-        }
-    store1(output + element(p.output, n, c, o), best);
-    if (p.record != Argmax::none) indices[element(p.argmax, n, c, o)] = where;
-  });
-}
-
 }  // namespace
 
-void adaptive_direct(const Params& p, const void* input, void* output, void* indices) {
-  dispatch(p.dtype, [&](auto type) {
-    using T = decltype(type);
-    each_plane(p, [&](std::int64_t n, std::int64_t c) {
-      pool_plane(p, n, c, static_cast<const T*>(input), static_cast<T*>(output),
-                 static_cast<std::int64_t*>(indices));
-    });
-  });
-}
-
-void spread_indices(const Params& problem, const void* values, const void* indices, void* plane) {
+void spread_indices(const Params& problem, const void* values, const void* indices, void* plane_of) {
   const Params p = as_run(problem);
   dispatch(p.dtype, [&](auto type) {
     using T = decltype(type);
+    if (consecutive(p)) {
+      const std::int64_t positions = plane(p), count = p.n * p.c;
+      const std::int64_t block = imax(1, kBlockBytes / (positions * std::int64_t(sizeof(compute_t<T>))));
+      parallel_for(ceil_div(count, block), ceil_div(32768, block * (positions + p.out[2])),
+                   [&](std::int64_t begin, std::int64_t end) {
+                     for (std::int64_t first = begin * block; first < imin(count, end * block);
+                          first += block)
+                       spread_block(p, first, imin(count, first + block), static_cast<const T*>(values),
+                                    static_cast<const std::int64_t*>(indices), static_cast<T*>(plane_of));
+                   });
+      return;
+    }
     Tasks(p).run(p, [&](std::int64_t, std::int64_t n, std::int64_t c, std::int64_t channels) {
       spread_slab(p, n, c, channels, static_cast<const T*>(values), static_cast<const std::int64_t*>(indices),
-                  static_cast<T*>(plane) + n * p.input.n + c * p.input.c);
+                  static_cast<T*>(plane_of) + n * p.input.n + c * p.input.c);
     });
   });
 }
