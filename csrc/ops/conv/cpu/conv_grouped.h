@@ -48,6 +48,29 @@ inline __attribute__((always_inline)) void add_tap(vec<C> (&acc)[kPixels], const
   }
 }
 
+// The end of a tile: its sums with the residual and ReLU, to where the results lie.
+template <class Tile, class V, class D, int kPixels>
+inline __attribute__((always_inline)) void write_pixels(const Tile& t, V (&total)[kPixels], D* to,
+                                                        std::int64_t to_step) {
+  if (t.residual)
+    for (int m = 0; m < kPixels; ++m) total[m] += load(static_cast<const D*>(t.residual) + m * to_step);
+  if (t.relu)
+    for (int m = 0; m < kPixels; ++m) total[m] = relu(total[m]);
+  for (int m = 0; m < kPixels; ++m) store(to + m * to_step, total[m]);
+}
+
+// The functions of a kind of tile by its number of pixels.
+template <class Makers>
+struct ByPixels {
+  typename Makers::Fn fn[Makers::kMost + 1] = {};
+  template <int kPixels>
+  constexpr void fill() {
+    fn[kPixels] = Makers::template make<kPixels>;
+    if constexpr (kPixels > 1) fill<kPixels - 1>();
+  }
+  constexpr ByPixels() { fill<Makers::kMost>(); }
+};
+
 // to[pixel * to_step] = a vector of results.
 template <class C, class D, int kPixels>
 void pixel_tile(const PixelTile<C>& t, D* to, std::int64_t to_step) {
@@ -63,26 +86,18 @@ void pixel_tile(const PixelTile<C>& t, D* to, std::int64_t to_step) {
       add_tap<C, kPixels>(acc, t.x + t.taps[i].x, t.w + t.taps[i].w, t.step, t.channels, t.filters);
     for (int m = 0; m < kPixels; ++m) total[m] += acc[m];
   }
-  if (t.residual)
-    for (int m = 0; m < kPixels; ++m) total[m] += load(static_cast<const D*>(t.residual) + m * to_step);
-  if (t.relu)
-    for (int m = 0; m < kPixels; ++m) total[m] = relu(total[m]);
-  for (int m = 0; m < kPixels; ++m) store(to + m * to_step, total[m]);
+  write_pixels(t, total, to, to_step);
 }
 
 template <class C, class D>
-struct PixelTiles {
+struct PixelTileMakers {
+  static constexpr int kMost = kTilePixels;
   using Fn = void (*)(const PixelTile<C>&, D*, std::int64_t);
-  Fn fn[kTilePixels + 1] = {};
   template <int kPixels>
-  constexpr void fill() {
-    fn[kPixels] = pixel_tile<C, D, kPixels>;
-    if constexpr (kPixels > 1) fill<kPixels - 1>();
-  }
-  constexpr PixelTiles() { fill<kTilePixels>(); }
+  static constexpr Fn make = pixel_tile<C, D, kPixels>;
 };
 template <class C, class D>
-inline constexpr PixelTiles<C, D> kPixelTiles{};
+inline constexpr ByPixels<PixelTileMakers<C, D>> kPixelTiles{};
 
 template <class C>
 struct GroupedRows {

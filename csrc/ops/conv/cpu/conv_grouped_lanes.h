@@ -60,26 +60,18 @@ void lane_tile(const LaneTile<C>& t, D* to, std::int64_t to_step) {
     add_lane_row<C, kPixels>(acc, t.x + t.rows[i].x, t.w + t.rows[i].w, t.tap, t.channels);
     for (int m = 0; m < kPixels; ++m) total[m] += acc[m];
   }
-  if (t.residual)
-    for (int m = 0; m < kPixels; ++m) total[m] += load(static_cast<const D*>(t.residual) + m * to_step);
-  if (t.relu)
-    for (int m = 0; m < kPixels; ++m) total[m] = relu(total[m]);
-  for (int m = 0; m < kPixels; ++m) store(to + m * to_step, total[m]);
+  write_pixels(t, total, to, to_step);
 }
 
 template <class C, class D>
-struct LaneTiles {
+struct LaneTileMakers {
+  static constexpr int kMost = kLanePixels;
   using Fn = void (*)(const LaneTile<C>&, D*, std::int64_t);
-  Fn fn[kLanePixels + 1] = {};
   template <int kPixels>
-  constexpr void fill() {
-    fn[kPixels] = lane_tile<C, D, kPixels>;
-    if constexpr (kPixels > 1) fill<kPixels - 1>();
-  }
-  constexpr LaneTiles() { fill<kLanePixels>(); }
+  static constexpr Fn make = lane_tile<C, D, kPixels>;
 };
 template <class C, class D>
-inline constexpr LaneTiles<C, D> kLaneTiles{};
+inline constexpr ByPixels<LaneTileMakers<C, D>> kLaneTiles{};
 
 // Whether groups share vectors: the host's refusals leave other channels and layouts out. A residue of a
 // stride may have no taps at all.

@@ -47,12 +47,17 @@ struct WinogradPlan {
 // An odd number of cache lines: 36 planes written at a time fall into different sets of L1.
 inline std::int64_t odd_plane(std::int64_t n) { return (ceil_div(n, kLine) | 1) * kLine; }
 
+// Channels of a depth tap in the sum: several taps are padded to whole vectors each.
+inline std::int64_t channels_of_tap(const Dense& d) {
+  return d.axis[0].taps == 1 ? d.red_c : ceil_div(d.red_c, kL) * kL;
+}
+
 inline WinogradPlan make_winograd_plan(const Dense& d) {
   WinogradPlan p{};
   p.grid = make_grid(d);
   p.panels = ceil_div(d.out_c, kPanel);
   const std::int64_t taps = d.axis[0].taps, padded = ceil_div(d.red_c, kL) * kL;
-  p.tap_channels = taps == 1 ? d.red_c : padded;
+  p.tap_channels = channels_of_tap(d);
   p.reduced = taps * p.tap_channels;
   p.v_row = taps * padded;
   p.depth = ceil_div(ceil_div(p.reduced, ceil_div(p.reduced, kDepth)), kL) * kL;

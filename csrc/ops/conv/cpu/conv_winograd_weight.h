@@ -50,7 +50,7 @@ inline WeightGradientPlan make_weight_gradient_plan(const Dense& d) {
   WeightGradientPlan p{};
   p.grid = make_grid(d);
   const std::int64_t taps = d.axis[0].taps, padded = ceil_div(d.red_c, kL) * kL;
-  p.tap_channels = taps == 1 ? d.red_c : padded;
+  p.tap_channels = channels_of_tap(d);
   p.terms = taps * p.tap_channels;
   // Smaller blocks where threads would have nothing to do.
   const std::int64_t rows = ceil_div(d.out_c, kRows), columns = ceil_div(p.terms, kPanel);
