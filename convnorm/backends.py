@@ -48,18 +48,19 @@ def kernels(op: str | None = None) -> list[dict[str, str]]:
 
 
 def winograd() -> bool:
-    """Whether 3x3 convolutions may be computed by Winograd's method; see :func:`set_winograd`."""
+    """Whether convolutions may be computed by Winograd's method; see :func:`set_winograd`."""
     return _C.winograd()
 
 
 def set_winograd(enabled: bool) -> None:
-    """Allow Winograd's F(4x4, 3x3), a quarter of the multiplications, or rule it out; for the whole process.
+    """Allow Winograd's method, a third of the multiplications or fewer, or rule it out; for the whole process.
 
-    It is on unless the environment has ``CONVNORM_WINOGRAD=0``, and serves float32 convolutions with a 3x3 window
-    (3x3x3 too), stride 1 and one group, and both gradients, where it saves time (1.2 to 3 times faster).
+    It is on unless the environment has ``CONVNORM_WINOGRAD=0``, and serves float32 convolutions with windows of 2x2
+    to 5x5 (of any depth), stride 1 and one group, strided ones over few channels (a 7x7 stem), and both gradients,
+    where it saves time (1.2 to 3 times faster).
 
     Its rounding errors are larger than those of the direct sum, about twice on average, and an output shares in
-    those of the 6x6 inputs around it. With ``eps = 2**-23`` and ``C`` channels summed over, the tests hold every
+    those of the 6x6 inputs around it. With ``eps = 2**-23`` and ``C`` channels summed over (times a stride's phases), the tests hold every
     output within ``(64 + C / 2) * eps * max|x| * (largest sum of |w| of a filter)`` of the exact result, on random
     data and on patterns chosen to make errors add up, and every gradient of a weight within
     ``64 * eps * max|x| * (largest sum of |grad_output| of a channel)``.

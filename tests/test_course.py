@@ -184,11 +184,11 @@ def test_every_algorithm_gives_the_same_convolution():
              for a in analysis.compare_algorithms(x, w, torch.randn(16), seconds=0.01, padding=1)}  # fmt: skip
     igemm = next(name for name in found if name.startswith("conv_igemm"))
     assert found["conv_depthwise"].refusal == "not depthwise: groups differ from channels"
-    for name in ("conv_winograd_f4x4", igemm, "conv_im2col", "torch"):
+    for name in ("conv_winograd", igemm, "conv_im2col", "torch"):
         assert not found[name].refusal and found[name].microseconds > 0
         if "winograd" not in name:  # its bound is in test_winograd.py
             assert found[name].error <= 2 * found["torch"].error + torch.finfo(torch.float32).eps
-    assert found["conv_winograd_f4x4"].error > found[igemm].error
+    assert found["conv_winograd"].error > found[igemm].error
     assert found["conv_im2col"].error <= found[igemm].error, "its sums are in double"
     assert backends.kernels("conv_forward") and convnorm._C.forced_kernel("conv_forward") == ""
     assert not backends.winograd(), "as it was"

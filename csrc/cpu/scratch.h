@@ -1,9 +1,9 @@
 // Work memory of a thread: allocated once, grown when a call needs more, kept for the next call, 64-byte
 // aligned.
 //
-// Two users can be active on one thread at a time, each with its own slot: the caller of an op (`shared` data
-// that all workers read, such as packed weights) and a worker (`local` tiles). Contents do not survive the
-// call.
+// Three users can be active on one thread at a time, each with its own slot: the caller of an op (`shared`
+// data that all workers read, such as packed weights), a worker (`local` tiles), and a kernel that rewrites
+// its problem and calls another kernel on it (`rewritten`). Contents do not survive the call.
 #pragma once
 
 #include <cstddef>
@@ -11,11 +11,11 @@
 
 namespace convnorm {
 
-enum class Slot : int { shared = 0, local = 1 };
+enum class Slot : int { shared = 0, local = 1, rewritten = 2 };
 
 void* scratch_bytes(Slot slot, std::size_t bytes);
 
-// Bytes held by the calling thread in both slots.
+// Bytes held by the calling thread in all slots.
 std::size_t scratch_held();
 
 // What calls need rather than what is held: the largest request of each slot of each thread since the last

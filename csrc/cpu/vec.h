@@ -153,6 +153,15 @@ inline void store_n(T* p, vec<compute_t<T>> v, std::int64_t n) {
   for (std::int64_t i = 0; i < n; ++i) p[i] = buffer[i];
 }
 
+#if defined(__x86_64__) && CONVNORM_VECTOR_BYTES == 32
+template <>
+inline vec<float> load_n(const float* p, std::int64_t n) {
+  static constexpr std::int32_t kMasks[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+  return (vec<float>)_mm256_maskload_ps(p,
+                                        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kMasks + 8 - n)));
+}
+#endif
+
 #if defined(__x86_64__) && CONVNORM_VECTOR_BYTES == 64
 template <>
 inline vec<float> load_n(const float* p, std::int64_t n) {

@@ -111,6 +111,14 @@ template <class D>
 Dense forward_problem(const Params& p);
 std::vector<Dense> by_input_problems(const Params& p);
 
+// A window of step s over c channels of one plane as a window of step 1 over s_h * s_w * c channels: the
+// pixels that the step skips are channels of a folded image, channels_last with whole cache lines per pixel,
+// and no padding. Shapes and strides; input and weight have no data yet.
+//
+//   folded[y][x][(p_h, p_w, c)] = in[s_h y + p_h - pad_h][s_w x + p_w - pad_w][c]
+//   w'[k][(p_h, p_w, c)][i][j]  = w[k][c][s_h i + p_h][s_w j + p_w]              both zero outside
+Params folded_problem(const Params& p);
+
 // The implementations per instruction set.
 struct Igemm {
   void (*gemm)(const Dense&);  // forward and by input
@@ -126,11 +134,21 @@ extern const Igemm igemm_avx2;
 extern const Igemm igemm_avx512;
 #endif
 
-// --- Winograd F(4x4, 3x3): 3x3, stride 1, float32, in 1/4 of the multiplications (cpu/conv_winograd_*)
-// ---------------
+// Why the kernels for few channels, with vectors of so many bytes, do not take a problem; null when they do.
+template <int kVectorBytes>
+const char* grouped_refusal(const Params& p);
+template <int kVectorBytes>
+const char* grouped_weight_refusal(const Params& p);
+template <int kVectorBytes>
+const char* col2im_refusal(const Params& p);
+
+// --- Winograd: windows of 2x2 to 5x5 at stride 1, float32, in 1/4 to 4/11 of the products
+// (cpu/conv_winograd_*)
 
 // Why a problem cannot, or had better not, be computed so; null when it should.
 const char* winograd_refusal(const Params& p);
+// The same of a strided window over few channels, by folded_problem.
+const char* winograd_folded_refusal(const Params& p);
 
 // The process-wide switch, on unless the environment has CONVNORM_WINOGRAD=0.
 bool winograd_enabled();
@@ -140,6 +158,7 @@ struct Winograd {
   void (*run)(const Dense&);  // forward and by input
   DensePacking packing;       // of run
   void (*by_weight)(const Dense&);
+  void (*folded)(const Params&);  // every pass of a strided window
 };
 extern const Winograd winograd_generic;
 #if defined(__x86_64__)

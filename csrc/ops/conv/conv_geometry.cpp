@@ -119,4 +119,26 @@ std::vector<Dense> by_input_problems(const Params& p) {
   return problems;
 }
 
+Params folded_problem(const Params& p) {
+  constexpr std::int64_t kLine = 16;  // floats
+  const auto up = [](std::int64_t a, std::int64_t b) { return (a + b - 1) / b; };
+  Params q = p;
+  q.packed = nullptr;
+  q.window = Window{};
+  q.input.c = p.input.c * p.window.stride[1] * p.window.stride[2];
+  for (int s = 1; s < kSpatial; ++s) {
+    q.window.kernel[s] = up(p.window.kernel[s], p.window.stride[s]);
+    q.input.size[s] = p.output.size[s] + q.window.kernel[s] - 1;
+  }
+  q.input.stride_c = 1;
+  q.input.stride[2] = up(q.input.c, kLine) * kLine;
+  q.input.stride[1] = q.input.stride[2] * q.input.size[2];
+  q.input.stride[0] = q.input.stride_n = q.input.stride[1] * q.input.size[1];
+  q.weight.stride = {0, q.window.kernel[2], 1};
+  q.weight.stride_c = q.window.kernel[1] * q.window.kernel[2];
+  q.weight.stride_k = q.weight.stride_c * q.input.c;
+  q.input.data = q.weight.data = nullptr;
+  return q;
+}
+
 }  // namespace convnorm::conv

@@ -38,6 +38,11 @@ void run_winograd(const Params& p) {
   kWinograd->run(p.pass == Pass::forward ? forward_problem(p) : by_input_problems(p).front());
 }
 
+template <const Winograd* kWinograd>
+void run_folded(const Params& p) {
+  kWinograd->folded(p);
+}
+
 // By input, the phases of a row along w follow each other in the list of problems.
 template <const Depthwise* kDepthwise>
 void run_depthwise(const Params& p) {
@@ -60,7 +65,9 @@ constexpr const char* kAboutGroupedWeight =
 constexpr const char* kAboutCol2im =
     "few channels: products with all taps of a window at once, added up where the window lies";
 constexpr const char* kAboutWinograd =
-    "36 products per 4x4 tile of outputs in place of 144, for 3x3 windows at stride 1";
+    "36 products per tile of outputs: 4x4 of 3x3 windows (in place of 144), 3x3 of 4x4, 2x2 of 5x5 (100)";
+constexpr const char* kAboutFolded =
+    "a strided window over few channels as one of stride 1 over more of them, then Winograd";
 constexpr const char* kAbout = "patches packed per block, register-tiled FMA; the im2col matrix never exists";
 constexpr const char* kReference =
     "patches as a matrix in memory, plain loops, double sums: the readable reference";
@@ -72,62 +79,9 @@ void run_grouped(const Params& p) {
   for (const Dense& d : by_input_problems(p)) kIgemm->grouped(d);
 }
 
-// With more channels per group the tiles of implicit GEMM are full.
-constexpr std::int64_t kMostGrouped = 32;
-
-template <int kVectorBytes>
-bool whole_vectors(const Params& p, std::int64_t channels) {
-  return channels % (kVectorBytes / (p.dtype == DType::f64 ? 8 : 4)) == 0;
-}
-
-// Groups of 4 or 8 channels side by side in a vector (conv_grouped_lanes.h).
-template <int kVectorBytes>
-bool groups_share_vectors(const Params& p) {
-  const std::int64_t lanes = kVectorBytes / (p.dtype == DType::f64 ? 8 : 4), channels = p.input.c / p.groups;
-  return channels == p.output.c / p.groups && (channels == 4 || channels == 8) && channels < lanes &&
-         p.input.c % lanes == 0 && p.window.kernel[2] == 3 && p.window.stride[2] == 1 &&
-         p.window.dil[2] == 1 && p.input.stride_c == 1 && p.output.stride_c == 1;
-}
-
-template <int kVectorBytes>
-const char* grouped_refusal(const Params& p) {
-  const std::int64_t channels = p.input.c / p.groups, filters = p.output.c / p.groups;
-  const bool forward = p.pass == Pass::forward;
-  if (p.groups == 1) return "one group";
-  if (channels > kMostGrouped || filters > kMostGrouped) return "more than 32 channels or filters per group";
-  if ((forward ? p.output : p.input).stride_c != 1) return "the result is not channels_last";
-  if (!whole_vectors<kVectorBytes>(p, forward ? filters : channels) && !groups_share_vectors<kVectorBytes>(p))
-    return "the result's channels per group are not whole vectors, and groups do not share any";
-  return nullptr;
-}
-
-template <int kVectorBytes>
-const char* grouped_weight_refusal(const Params& p) {
-  const std::int64_t channels = p.input.c / p.groups;
-  if (p.groups == 1) return "one group";
-  if (channels > kMostGrouped) return "more than 32 channels per group";
-  if (!whole_vectors<kVectorBytes>(p, channels)) return "channels per group are not whole vectors";
-  if (p.output.c / p.groups % 4 != 0) return "filters per group are not a multiple of 4";
-  if (p.window.kernel[2] < 2) return "windows are one column wide";
-  return nullptr;
-}
-
 template <const Igemm* kIgemm>
 void run_col2im(const Params& p) {
   kIgemm->col2im(p);
-}
-
-template <int kVectorBytes>
-const char* col2im_refusal(const Params& p) {
-  const std::int64_t lanes = kVectorBytes / (p.dtype == DType::f64 ? 8 : 4);
-  if (p.groups != 1) return "several groups";
-  if (p.input.stride_c != 1 || p.output.stride_c != 1)
-    return "the result or the gradient is not channels_last";
-  if (2 * p.input.c > lanes) return "the channels fill half a vector";
-  if (p.window.kernel[2] < 2) return "windows are one column wide";
-  if (p.window.dil[2] != 1) return "taps of a row are apart";
-  if (p.output.c < 4) return "fewer than 4 filters";
-  return nullptr;
 }
 
 constexpr Kernel kCol2imRows[] = {
@@ -169,13 +123,24 @@ constexpr Kernel kDepthwiseRows[] = {
 
 constexpr Kernel kWinogradRows[] = {
 #if defined(__x86_64__)
-    {"conv_winograd_f4x4_avx512", kAboutWinograd, Isa::avx512, winograd_refusal,
-     run_winograd<&winograd_avx512>, DeviceKind::cpu, nullptr, &kDensePacking<&winograd_avx512>},
-    {"conv_winograd_f4x4_avx2", kAboutWinograd, Isa::avx2, winograd_refusal, run_winograd<&winograd_avx2>,
+    {"conv_winograd_avx512", kAboutWinograd, Isa::avx512, winograd_refusal, run_winograd<&winograd_avx512>,
+     DeviceKind::cpu, nullptr, &kDensePacking<&winograd_avx512>},
+    {"conv_winograd_avx2", kAboutWinograd, Isa::avx2, winograd_refusal, run_winograd<&winograd_avx2>,
      DeviceKind::cpu, nullptr, &kDensePacking<&winograd_avx2>},
 #endif
-    {"conv_winograd_f4x4_generic", kAboutWinograd, Isa::generic, winograd_refusal,
-     run_winograd<&winograd_generic>, DeviceKind::cpu, nullptr, &kDensePacking<&winograd_generic>},
+    {"conv_winograd_generic", kAboutWinograd, Isa::generic, winograd_refusal, run_winograd<&winograd_generic>,
+     DeviceKind::cpu, nullptr, &kDensePacking<&winograd_generic>},
+};
+
+constexpr Kernel kFoldedRows[] = {
+#if defined(__x86_64__)
+    {"conv_winograd_folded_avx512", kAboutFolded, Isa::avx512, winograd_folded_refusal,
+     run_folded<&winograd_avx512>},
+    {"conv_winograd_folded_avx2", kAboutFolded, Isa::avx2, winograd_folded_refusal,
+     run_folded<&winograd_avx2>},
+#endif
+    {"conv_winograd_folded_generic", kAboutFolded, Isa::generic, winograd_folded_refusal,
+     run_folded<&winograd_generic>},
 };
 
 template <void (*kReferenceRun)(const Params&)>
@@ -214,11 +179,11 @@ constexpr auto join(const Kernel (&... lists)[kRows]) {
 }
 
 constexpr auto kForward =
-    join(kDepthwiseRows, kWinogradRows, kGroupedRows, kAnyRows<im2col_forward>, kCudaRows);
-constexpr auto kByInput =
-    join(kDepthwiseRows, kWinogradRows, kGroupedRows, kCol2imRows, kAnyRows<im2col_by_input>, kCudaRows);
-constexpr auto kByWeight =
-    join(kDepthwiseRows, kWinogradRows, kGroupedWeightRows, kAnyRows<im2col_by_weight>, kCudaWeightRows);
+    join(kDepthwiseRows, kWinogradRows, kFoldedRows, kGroupedRows, kAnyRows<im2col_forward>, kCudaRows);
+constexpr auto kByInput = join(kDepthwiseRows, kWinogradRows, kFoldedRows, kGroupedRows, kCol2imRows,
+                               kAnyRows<im2col_by_input>, kCudaRows);
+constexpr auto kByWeight = join(kDepthwiseRows, kWinogradRows, kFoldedRows, kGroupedWeightRows,
+                                kAnyRows<im2col_by_weight>, kCudaWeightRows);
 
 }  // namespace
 

@@ -12,9 +12,10 @@
 #include "ops/conv/cpu/conv_winograd_tiles.h"
 #include "ops/conv/cpu/conv_winograd_kernel.h"
 #include "ops/conv/cpu/conv_winograd_weight.h"
+#include "ops/conv/cpu/conv_winograd_folded.h"
 
 namespace convnorm::conv {
 extern const Winograd winograd_avx2 = {
-    run_winograd, {winograd_packed_bytes, winograd_pack}, winograd_by_weight};
+    run_winograd, {winograd_packed_bytes, winograd_pack}, winograd_by_weight, run_folded};
 }
 #endif

@@ -11,8 +11,9 @@
 #include "ops/conv/cpu/conv_winograd_tiles.h"
 #include "ops/conv/cpu/conv_winograd_kernel.h"
 #include "ops/conv/cpu/conv_winograd_weight.h"
+#include "ops/conv/cpu/conv_winograd_folded.h"
 
 namespace convnorm::conv {
 extern const Winograd winograd_generic = {
-    run_winograd, {winograd_packed_bytes, winograd_pack}, winograd_by_weight};
+    run_winograd, {winograd_packed_bytes, winograd_pack}, winograd_by_weight, run_folded};
 }

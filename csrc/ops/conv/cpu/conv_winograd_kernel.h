@@ -1,13 +1,13 @@
-// Winograd convolution of a Dense problem (3x3, stride 1, any dilation, either direction of the taps), see
-// conv_winograd_transform.h.
+// Winograd convolution of a Dense problem (2x2 to 5x5, stride 1, any dilation, either direction of the taps),
+// see conv_winograd_transform.h.
 //
 // 36 matrix products M[xi] = V[xi] U[xi]: rows are tiles, columns output channels, the sum runs over input
 // channels, of all depth taps where a window has several (those of a tap are padded to whole vectors then).
 // Two schedules, chosen by shape:
 //
 //   by tiles (many tiles):            U of all filters once, shared
-//     for task = block of 24 tiles:   V of the block, which stays in or near L2
-//       for panel of filters:         36 products (36 x 24 x 16 values), then the output transform
+//     for task = 24 to 96 tiles:      V of the block, which stays in or near L2
+//       for panel of filters:         36 products (36 x 24 x 32 values), then the output transform
 //   by filters (few tiles, much U):   V of at most 144 tiles, shared
 //     for task = panel of filters:    for 256 input channels: U of the panel; 36 products added up
 //                                     then the output transform
@@ -21,15 +21,18 @@ namespace {
 
 inline constexpr std::int64_t kPanel = kCols<float>;
 
-inline constexpr std::int64_t kDepth = 256;             // input channels added up at a time
-inline constexpr std::int64_t kBlockTiles = 24;         // a multiple of kRows
-inline constexpr std::int64_t kFewTiles = 96;           // up to here by filters
-inline constexpr std::int64_t kMostTiles = 144;         // by filters: at a time,
-inline constexpr std::int64_t kMostBytes = 16 << 20;    // and bytes of V
-inline constexpr std::int64_t kMostFilters = 12 << 20;  // by tiles: bytes of U
+inline constexpr std::int64_t kDepth = 256;      // input channels added up at a time
+inline constexpr std::int64_t kBlockTiles = 24;  // a multiple of kRows: by tiles, so many times 1 to 4
+inline constexpr std::int64_t kMostBlocks = 4;   //   at a time,
+inline constexpr std::int64_t kBlockBytes = 8192 * CONVNORM_VECTOR_BYTES;  // and bytes of V, a part of L2
+inline constexpr std::int64_t kFewTiles = 96;                              // up to here by filters
+inline constexpr std::int64_t kMostTiles = 144;                            // by filters: at a time,
+inline constexpr std::int64_t kMostBytes = 16 << 20;                       // and bytes of V
+inline constexpr std::int64_t kMostFilters = 12 << 20;                     // by tiles: bytes of U
 
 struct WinogradPlan {
   Grid grid;
+  std::int64_t side, taps;  // of a window along an axis, and its square
   bool by_filters;
   std::int64_t panels;        // of kPanel filters
   std::int64_t block;         // tiles of a task; by filters: at a time
@@ -52,9 +55,20 @@ inline std::int64_t channels_of_tap(const Dense& d) {
   return d.axis[0].taps == 1 ? d.red_c : ceil_div(d.red_c, kL) * kL;
 }
 
+// Tiles of a task. Where sums are short the calls for 36 products weigh most, and many tiles share them.
+inline std::int64_t block_of_tiles(const WinogradPlan& p) {
+  const std::int64_t room = kBlockBytes / std::int64_t(kPoints * sizeof(float) * kBlockTiles * p.v_row);
+  const std::int64_t most = imax(1, imin(room, kMostBlocks)) * kBlockTiles;
+  const std::int64_t threads = parallel_width(),
+                     tasks = ceil_div(ceil_div(p.grid.tiles, most), threads) * threads;
+  return ceil_div(ceil_div(p.grid.tiles, tasks), kBlockTiles) * kBlockTiles;
+}
+
 inline WinogradPlan make_winograd_plan(const Dense& d) {
   WinogradPlan p{};
   p.grid = make_grid(d);
+  p.side = d.axis[1].taps;
+  p.taps = p.side * p.side;
   p.panels = ceil_div(d.out_c, kPanel);
   const std::int64_t taps = d.axis[0].taps, padded = ceil_div(d.red_c, kL) * kL;
   p.tap_channels = channels_of_tap(d);
@@ -63,8 +77,9 @@ inline WinogradPlan make_winograd_plan(const Dense& d) {
   p.depth = ceil_div(ceil_div(p.reduced, ceil_div(p.reduced, kDepth)), kL) * kL;
   const std::int64_t filters = kPoints * sizeof(float) * p.panels * kPanel * p.reduced;
   p.by_filters = p.grid.tiles <= kFewTiles || filters > kMostFilters;
-  p.block = kBlockTiles;
-  if (p.by_filters) {
+  if (!p.by_filters) {
+    p.block = block_of_tiles(p);
+  } else {
     const std::int64_t unit = p.grid.gap_w == 1 ? kRows : kBlockTiles;  // groups of tiles stay together
     const std::int64_t room = kMostBytes / std::int64_t(kPoints * sizeof(float) * p.v_row);
     const std::int64_t most = imin(kMostTiles, imax(room / kBlockTiles, 1) * kBlockTiles);
@@ -83,9 +98,8 @@ inline std::int64_t panel_vectors(const Dense& d, std::int64_t panel) {
 
 // U of terms [e0, e1) of the sum, of one panel, to u[xi * plane + (e - e0) * kPanel]. Filters are first
 // copied to `raw`, a vector of filters per tap, in the order in which they can be turned in registers; where
-// they were packed before, they are raw already: [panel][term][9][kPanel] of every piece of 32 channels.
+// they were packed before, they are raw already: [panel][term][taps][kPanel] of every piece of 32 channels.
 inline constexpr std::int64_t kRawChannels = 32;
-inline constexpr std::int64_t kRaw = kRawChannels * 9 * kPanel;
 
 // Terms of the sum that are copied at a time: channels of one depth tap.
 struct Piece {
@@ -101,24 +115,28 @@ inline Piece piece_at(const Dense& d, const WinogradPlan& p, std::int64_t e, std
 inline bool channels_last_weight(const Dense& d) { return d.axis[2].weight_step != 1; }
 
 inline void raw_piece(const Dense& d, std::int64_t panel, const Piece& piece, float* raw) {
-  const std::int64_t k0 = panel * kPanel, lanes = imin(kPanel, d.out_c - k0), taps = 9 * piece.tap;
-  pack_weight_panel<float, float>(d, 0, Block{taps, taps + 9, piece.c, piece.c + piece.channels, 0},
+  const std::int64_t k0 = panel * kPanel, lanes = imin(kPanel, d.out_c - k0);
+  const std::int64_t taps = d.axis[1].taps * d.axis[2].taps, tap = taps * piece.tap;
+  pack_weight_panel<float, float>(d, 0, Block{tap, tap + taps, piece.c, piece.c + piece.channels, 0},
                                   channels_last_weight(d), k0, lanes, kPanel, raw);
 }
 
 inline void transform_piece(const Dense& d, std::int64_t vectors, const Piece& piece, const float* raw,
                             float* u, std::int64_t plane) {
   const bool last = channels_last_weight(d);  // taps, then channels
-  std::int64_t tap = last ? piece.channels * kPanel : kPanel, row = 3 * tap;
-  const std::int64_t channel = last ? kPanel : 9 * kPanel;
-  if (d.axis[1].offset_step < 0) raw += 2 * row, row = -row;
-  if (d.axis[2].offset_step < 0) raw += 2 * tap, tap = -tap;
-  for (std::int64_t i = 0; i < piece.channels; ++i)
-    for (std::int64_t v = 0; v < vectors; ++v)
-      transform_weight(raw + i * channel + v * kL, row, tap, u + i * kPanel + v * kL, plane);
+  const std::int64_t side = d.axis[1].taps;
+  std::int64_t tap = last ? piece.channels * kPanel : kPanel, row = side * tap;
+  const std::int64_t channel = last ? kPanel : side * side * kPanel;
+  if (d.axis[1].offset_step < 0) raw += (side - 1) * row, row = -row;
+  if (d.axis[2].offset_step < 0) raw += (side - 1) * tap, tap = -tap;
+  with_taps(side, [&](auto taps) {
+    for (std::int64_t i = 0; i < piece.channels; ++i)
+      for (std::int64_t v = 0; v < vectors; ++v)
+        transform_weight<taps>(raw + i * channel + v * kL, row, tap, u + i * kPanel + v * kL, plane);
+  });
 }
 
-inline std::int64_t raw_panel(const WinogradPlan& p) { return 9 * kPanel * p.reduced; }
+inline std::int64_t raw_panel(const WinogradPlan& p) { return p.taps * kPanel * p.reduced; }
 
 inline void weight_panel(const Dense& d, const WinogradPlan& p, std::int64_t panel, std::int64_t e0,
                          std::int64_t e1, float* raw, float* u) {
@@ -126,7 +144,7 @@ inline void weight_panel(const Dense& d, const WinogradPlan& p, std::int64_t pan
     const Piece piece = piece_at(d, p, e, e1);
     const float* from = raw;
     if (d.packed)
-      from = static_cast<const float*>(d.packed) + panel * raw_panel(p) + 9 * kPanel * e;
+      from = static_cast<const float*>(d.packed) + panel * raw_panel(p) + p.taps * kPanel * e;
     else if (piece.channels > 0)
       raw_piece(d, panel, piece, raw);
     float* to = u + (e - e0) * kPanel;
@@ -165,8 +183,11 @@ inline void output_panel(const Dense& d, const WinogradPlan& p, std::int64_t pan
   for (std::int64_t v = 0; d.bias && v < ceil_div(lanes, kL); ++v)
     bias[v] = load_n(static_cast<const float*>(d.bias) + k + v * kL, imin(kL, lanes - v * kL));
   float* dst = static_cast<float*>(d.dst) + k * d.dst_c;
-  each_run(p.grid, t0, t1,
-           [&](const TileRun& run) { output_run(d, p.grid, run, p.products(m), bias, lanes, dst, strip); });
+  with_taps(p.side, [&](auto taps) {
+    each_run(p.grid, t0, t1, [&](const TileRun& run) {
+      output_run<tile_of(taps)>(d, p.grid, run, p.products(m), bias, lanes, dst, strip);
+    });
+  });
 }
 
 // Scratch of a worker: the parts that a task needs.
@@ -178,8 +199,8 @@ inline WinogradWork make_work(const WinogradPlan& p, bool raw, bool u, bool v, b
   const auto planes = [](bool wanted, std::int64_t plane) { return wanted ? kPoints * plane : 0; };
   return carve_scratch(Slot::local, [&](Arena& arena) {
     WinogradWork w;
-    w.strip = arena.take<float>(strip_elements(imin(p.block, p.grid.columns), p.grid.gap_w));
-    w.raw = arena.take<float>(raw ? kRaw : 0);
+    w.strip = arena.take<float>(strip_elements(p.grid, imin(p.block, p.grid.columns)));
+    w.raw = arena.take<float>(raw ? kRawChannels * p.taps * kPanel : 0);
     w.u = arena.take<float>(planes(u, p.u_plane));
     w.v = arena.take<float>(planes(v, p.v_plane));
     w.m = arena.take<float>(planes(m, p.m_plane));
@@ -273,7 +294,7 @@ inline void winograd_pack(const Dense& d, void* out) {
       for (std::int64_t e0 = 0; e0 < p.reduced; e0 += p.depth)
         for (std::int64_t e = e0, e1 = imin(p.reduced, e0 + p.depth); e < e1;) {
           const Piece piece = piece_at(d, p, e, e1);
-          if (piece.channels > 0) raw_piece(d, k, piece, to + k * raw_panel(p) + 9 * kPanel * e);
+          if (piece.channels > 0) raw_piece(d, k, piece, to + k * raw_panel(p) + p.taps * kPanel * e);
           e += piece.terms;
         }
   });

@@ -17,25 +17,28 @@ namespace {
 inline constexpr int kL = kLanes<float>;
 inline constexpr int kLine = 16;  // floats of a cache line, and of the widest vector
 
-// The 4x4 tiles of all output planes, in order (n, plane, row, column). A dilated window sees every gap-th
-// row and column: it works on gap_h x gap_w interleaved images, and so do the tiles. gap_w neighbours of a
-// row of tiles are a group, one tile of each interleaved image, that share a stretch of pixels.
+// The tiles of all output planes, of tile x tile outputs, in order (n, plane, row, column). A dilated window
+// sees every gap-th row and column: it works on gap_h x gap_w interleaved images, and so do the tiles. gap_w
+// neighbours of a row of tiles are a group, one tile of each interleaved image, that share a stretch of
+// pixels.
 struct Grid {
+  std::int64_t tile;
   std::int64_t planes, rows, columns, tiles;
   std::int64_t gap_h, gap_w;
 };
 
 // Where tile i begins along an axis.
-inline std::int64_t corner(std::int64_t i, std::int64_t gap) {
-  return gap == 1 ? i * kTile : i / gap * gap * kTile + i % gap;
+inline std::int64_t corner(const Grid& g, std::int64_t i, std::int64_t gap) {
+  return gap == 1 ? i * g.tile : i / gap * gap * g.tile + i % gap;
 }
 
 inline Grid make_grid(const Dense& d) {
-  const auto along = [](const Axis& a, std::int64_t& gap) {
-    gap = imax(a.offset_step, -a.offset_step);
-    return gap * ceil_div(ceil_div(a.out, gap), kTile);
-  };
   Grid g{};
+  g.tile = tile_of(d.axis[1].taps);
+  const auto along = [&](const Axis& a, std::int64_t& gap) {
+    gap = imax(a.offset_step, -a.offset_step);
+    return gap * ceil_div(ceil_div(a.out, gap), g.tile);
+  };
   g.planes = d.axis[0].out;
   g.rows = along(d.axis[1], g.gap_h);
   g.columns = along(d.axis[2], g.gap_w);
@@ -54,7 +57,7 @@ struct Image {
 inline Image source_image(const Dense& d) {
   const Axis &h = d.axis[1], &w = d.axis[2];
   const auto first = [](const Axis& a) {
-    return a.offset + imin(0, 2 * a.offset_step);
+    return a.offset + imin(0, (a.taps - 1) * a.offset_step);
   };  // taps run either way
   return {static_cast<const float*>(d.src),
           d.src_n,
@@ -98,10 +101,15 @@ inline void each_run(const Grid& g, std::int64_t begin, std::int64_t end, Body&&
   }
 }
 
-// Elements of a strip over `tiles` tiles: six rows of a line of input channels, four of a panel of output
-// channels.
-inline std::int64_t strip_elements(std::int64_t tiles, std::int64_t gap) {
-  return imax(kReach * kLine, kTile * kColVecs * kL) * (kTile * tiles + 2 * gap);
+// Elements of a strip over `tiles` tiles: six rows of a line of input channels, those of a tile of a panel of
+// output channels.
+inline std::int64_t strip_elements(const Grid& g, std::int64_t tiles) {
+  return imax(kReach * kLine, g.tile * kColVecs * kL) * (g.tile * tiles + (kReach - g.tile) * g.gap_w);
+}
+
+// Pixels of a row under `tiles` neighbouring tiles of `side` pixels.
+inline std::int64_t run_width(const Grid& g, std::int64_t tiles, std::int64_t side) {
+  return g.tile * tiles + (side - g.tile) * g.gap_w;
 }
 
 // --- in
@@ -127,7 +135,7 @@ inline void turn_in(const float* src, std::int64_t stride, std::int64_t step, st
 
 // Where tile (row, column) begins in the image.
 inline std::int64_t tile_row(const Image& s, const Grid& g, std::int64_t row) {
-  return corner(row, g.gap_h) + s.first_h;
+  return corner(g, row, g.gap_h) + s.first_h;
 }
 
 // The kSide rows under a run, from channel c: strip[row][pixel][lane].
@@ -135,8 +143,8 @@ template <int kSide>
 inline void fill_strip(const Image& s, const Grid& g, const TileRun& run, const float* plane, std::int64_t c,
                        float* strip) {
   const float* src = plane + c * s.channel_stride;
-  const std::int64_t width = kTile * run.length + (kSide - kTile) * g.gap_w, y0 = tile_row(s, g, run.row),
-                     x0 = kTile * run.column + s.first_w;
+  const std::int64_t width = run_width(g, run.length, kSide), y0 = tile_row(s, g, run.row),
+                     x0 = g.tile * run.column + s.first_w;
   const std::int64_t lo = imin(width, imax(0, -x0)), hi = imax(lo, imin(width, s.width - x0));
   for (int i = 0; i < kSide; ++i, strip += width * kL) {
     const std::int64_t y = y0 + i * g.gap_h;
@@ -151,7 +159,7 @@ inline void fill_strip(const Image& s, const Grid& g, const TileRun& run, const 
   }
 }
 
-// One tile at an edge, or with fewer than kL channels left, as patch[kSide][kSide][lane].
+// One tile at an edge as patch[kSide][kSide][lane].
 template <int kSide>
 inline void fill_patch(const Image& s, const Grid& g, const float* src, std::int64_t y0, std::int64_t x0,
                        std::int64_t lanes, float* patch) {
@@ -177,13 +185,16 @@ inline void tile_in_place(const Image& s, const Grid& g, const float* plane, std
   const bool inside = y0 >= 0 && y1 < s.height && x0 >= 0 && x1 < s.width;
   for (std::int64_t c = c0; c < c1; c += kL) {
     const float* src = plane + c;
-    const bool direct = inside && c + kL <= s.channels;
-    if (!direct) fill_patch<kSide>(s, g, src, y0, x0, s.channels - c, patch);
+    const std::int64_t lanes = s.channels - c;
+    if (!inside) fill_patch<kSide>(s, g, src, y0, x0, lanes, patch);
     const float* rows[kSide];
     for (int i = 0; i < kSide; ++i)
       rows[i] =
-          direct ? src + (y0 + i * g.gap_h) * s.row_stride + x0 * s.column_stride : patch + i * kSide * kL;
-    transform_tile(rows, direct ? g.gap_w * s.column_stride : kL, to + c, to_plane);
+          inside ? src + (y0 + i * g.gap_h) * s.row_stride + x0 * s.column_stride : patch + i * kSide * kL;
+    if (inside && lanes < kL)
+      transform_tile<kSide, false>(rows, g.gap_w * s.column_stride, lanes, to + c, to_plane);
+    else
+      transform_tile<kSide, true>(rows, inside ? g.gap_w * s.column_stride : kL, kL, to + c, to_plane);
   }
 }
 
@@ -194,13 +205,13 @@ inline void transform_run(const Image& s, const Grid& g, const TileRun& run, con
   float* to = tiles.data + run.at * tiles.row;
   if (s.channel_stride == 1) {
     for (std::int64_t i = 0; i < run.length; ++i, to += tiles.row)
-      tile_in_place<kSide>(s, g, plane, tile_row(s, g, run.row), corner(run.column + i, g.gap_w) + s.first_w,
-                           c0, c1, strip, to, tiles.plane);
+      tile_in_place<kSide>(s, g, plane, tile_row(s, g, run.row),
+                           corner(g, run.column + i, g.gap_w) + s.first_w, c0, c1, strip, to, tiles.plane);
     return;
   }
   // A whole cache line of channels per tile at a time: lines of the tiles are long gone from L1 when the next
   // strip comes.
-  const std::int64_t width = (kTile * run.length + (kSide - kTile) * g.gap_w) * kL;
+  const std::int64_t width = run_width(g, run.length, kSide) * kL;
   for (std::int64_t c = c0; c < c1; c += kLine) {
     const std::int64_t end = imin(c1, c + kLine);
     for (std::int64_t k = c; k < end; k += kL)
@@ -209,8 +220,8 @@ inline void transform_run(const Image& s, const Grid& g, const TileRun& run, con
       for (std::int64_t k = c; k < end; k += kL) {
         const float* rows[kSide];
         for (int y = 0; y < kSide; ++y)
-          rows[y] = strip + ((k - c) / kL * kSide + y) * width + corner(i, g.gap_w) * kL;
-        transform_tile(rows, g.gap_w * kL, to + i * tiles.row + k, tiles.plane);
+          rows[y] = strip + ((k - c) / kL * kSide + y) * width + corner(g, i, g.gap_w) * kL;
+        transform_tile<kSide, true>(rows, g.gap_w * kL, kL, to + i * tiles.row + k, tiles.plane);
       }
   }
 }
@@ -271,6 +282,7 @@ inline void turn_out(const float* src, std::int64_t lanes, std::int64_t n, float
 }
 
 // Stores the part of a tile that is inside the image.
+template <int kTile>
 inline void store_tile(const F (&out)[kTile][kTile], std::int64_t rows, std::int64_t columns,
                        std::int64_t lanes, float* dst, std::int64_t row_stride, std::int64_t column_stride,
                        const Finish& finish) {
@@ -297,10 +309,11 @@ inline void prefetch_products(const float* m, std::int64_t plane) {
 
 // A panel of output channels of a run of tiles: `lanes` channels from dst on, of image run.n; products as in
 // Tiles. Outputs are finished where they are written.
+template <int kTile>
 inline void output_run(const Dense& d, const Grid& g, const TileRun& run, const Tiles& products,
                        const F (&bias)[kColVecs], std::int64_t lanes, float* dst, float* strip) {
   const Axis &h = d.axis[1], &w = d.axis[2];
-  const std::int64_t y0 = corner(run.row, g.gap_h), x0 = kTile * run.column;
+  const std::int64_t y0 = corner(g, run.row, g.gap_h), x0 = kTile * run.column;
   const std::int64_t rows = ceil_div(h.out - y0, g.gap_h), width = kTile * run.length * kL;
   const std::int64_t row_stride = g.gap_h * h.out_stride, column_stride = g.gap_w * w.out_stride;
   const std::int64_t vectors = ceil_div(lanes, kL);
@@ -308,11 +321,13 @@ inline void output_run(const Dense& d, const Grid& g, const TileRun& run, const 
   const Finish finish{residual_at(d, dst), d.relu};
   const float* m = products.data + run.at * products.row;
   for (std::int64_t t = 0; t < run.length; ++t, m += products.row) {
-    const std::int64_t x = corner(t, g.gap_w), columns = ceil_div(w.out - x0 - x, g.gap_w);
+    const std::int64_t x = corner(g, t, g.gap_w), columns = ceil_div(w.out - x0 - x, g.gap_w);
     prefetch_products(m + products.row, products.plane);
     for (std::int64_t v = 0; v < vectors; ++v) {
       F out[kTile][kTile];
-      transform_output(m + v * kL, products.plane, bias[v], out);
+      transform_back<kTile, false>(m + v * kL, products.plane, out);
+      for (auto& row : out)
+        for (F& x : row) x += bias[v];
       if (d.dst_c == 1)
         store_tile(out, rows, columns, lanes - v * kL, dst + v * kL + x * w.out_stride, row_stride,
                    column_stride, finish.from(v * kL + x * w.out_stride));

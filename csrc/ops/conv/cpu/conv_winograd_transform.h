@@ -1,21 +1,24 @@
-// The transforms of Winograd's F(4x4, 3x3): 16 outputs of a 3x3 window from 36 products instead of 144.
+// The transforms of Winograd's F(m x m, r x r), m + r = 7: the m x m outputs of an r x r window from 36
+// products instead of m^2 r^2, which are 144 for a 3x3 or 4x4 window and 100 for 2x2 or 5x5.
 //
-// In one dimension, 4 outputs of a 3-tap filter are the coefficients of a product of polynomials, found from
+// In one dimension, m outputs of an r-tap filter are the coefficients of a product of polynomials, found from
 // its values at 6 points; in two dimensions the same is done along both axes (Lavin & Gray 2015, "Fast
-// Algorithms for Convolutional Neural Networks"). For a 6x6 input tile d (neighbouring tiles overlap by 2)
-// and a filter g:
+// Algorithms for Convolutional Neural Networks"). For a 6x6 input tile d (neighbouring tiles overlap by r -
+// 1) and a filter g:
 //
 //   Y = A' [ sum over channels of (G g G') . (B' d B) ] A           . is element by element, ' transposes
 //
 // With the points 0, a, -a, b, -b and infinity (Toom and Cook's construction), p = 1/(2a2(a2-b2)) and
-// q = 1/(2b2(b2-a2)):
+// q = 1/(2b2(b2-a2)), B' is the same for all, A and G have a column for each output or tap:
 //
-//        | a2b2   0   -(a2+b2)   0      1  0 |      | 1/a2b2   0     0    |         | 1  1   1   1   1  0 |
-//        | 0    -ab2    -b2      a      1  0 |      | p      p a   p a2   |    A' = | 0  a  -a   b  -b  0 |
-//   B' = | 0     ab2    -b2     -a      1  0 |  G = | p     -p a   p a2   |         | 0  a2  a2  b2  b2 0 |
-//        | 0    -ba2    -a2      b      1  0 |      | q      q b   q b2   |         | 0  a3 -a3  b3 -b3 1 |
-//        | 0     ba2    -a2     -b      1  0 |      | q     -q b   q b2   |
-//        | 0    a2b2     0    -(a2+b2)  0  1 |      | 0      0     1      |
+//        | a2b2   0   -(a2+b2)   0      1  0 |      | 1/a2b2  0    0    ..  0   |         | 1  1   1   1   1
+//        0 | | 0    -ab2    -b2      a      1  0 |      | p     p a  p a2   ..      |    A' = | 0  a  -a   b
+//        -b  0 |
+//   B' = | 0     ab2    -b2     -a      1  0 |  G = | p    -p a  p a2   ..      |         | 0  a2  a2  b2  b2
+//   0 |
+//        | 0    -ba2    -a2      b      1  0 |      | q     q b  q b2   ..      |         |       .. | | 0
+//        ba2    -a2     -b      1  0 |      | q    -q b  q b2   ..      |         | 0       ..        1 | | 0
+//        a2b2     0    -(a2+b2)  0  1 |      | 0      0     0    ..  1   |
 //
 // Rounding errors grow with the entries. The textbook's points, 1 and 2, lose 4 times as much as direct
 // sums; reciprocal points around 1 (Barabasz et al. 2020, "Error Analysis and Improving the Accuracy of
@@ -33,15 +36,47 @@
 namespace convnorm::conv {
 namespace {
 
-inline constexpr int kTile = 4, kReach = 6, kPoints = kReach * kReach;  // outputs, inputs, products
+inline constexpr int kReach = 6, kPoints = kReach * kReach;  // inputs of a tile, products
+inline constexpr int kMostTaps = 5;                          // of a window, along either axis
+
+// Outputs of a tile along either axis.
+constexpr int tile_of(std::int64_t taps) { return static_cast<int>(kReach + 1 - taps); }
+
+// Calls body with the taps as a constant.
+template <class Body>
+inline void with_taps(std::int64_t taps, Body&& body) {
+  switch (taps) {
+    case 2:
+      return body(std::integral_constant<int, 2>{});
+    case 3:
+      return body(std::integral_constant<int, 3>{});
+    case 4:
+      return body(std::integral_constant<int, 4>{});
+    default:
+      return body(std::integral_constant<int, kMostTaps>{});
+  }
+}
 
 using F = vec<float>;
 
-inline constexpr float kA = 2.0 / 3, kB = 3.0 / 2;
-inline constexpr float kA2 = 4.0 / 9, kB2 = 9.0 / 4, kA3 = 8.0 / 27, kB3 = 27.0 / 8;
-inline constexpr float kSum = 4.0 / 9 + 9.0 / 4;  // a^2 + b^2; a^2 b^2 is 1
-inline constexpr float kP = 1 / (2 * 4.0 / 9 * (4.0 / 9 - 9.0 / 4));
-inline constexpr float kQ = 1 / (2 * 9.0 / 4 * (9.0 / 4 - 4.0 / 9));
+inline constexpr double kPointA = 2.0 / 3, kPointB = 3.0 / 2;
+inline constexpr float kA = kPointA, kB = kPointB, kA2 = kPointA * kPointA, kB2 = kPointB * kPointB;
+inline constexpr float kSum = kPointA * kPointA + kPointB * kPointB;  // a^2 + b^2; a^2 b^2 is 1
+
+// 1, x, x^2, ..., times the scale of G's rows or, for A, 1.
+struct Powers {
+  float at[kMostTaps];
+};
+constexpr Powers powers(double x, double scale) {
+  Powers p{};
+  for (int i = 0; i < kMostTaps; ++i, scale *= x) p.at[i] = static_cast<float>(scale);
+  return p;
+}
+template <bool kScaled>
+constexpr Powers powers_of_point(double point, double other) {
+  const double squared = point * point;
+  return powers(point, kScaled ? 1 / (2 * squared * (squared - other * other)) : 1);
+}
 
 // y = B' x. Rows of a point and its negative share the even and the odd part.
 inline void input_line(const F (&x)[kReach], F (&y)[kReach]) {
@@ -55,62 +90,61 @@ inline void input_line(const F (&x)[kReach], F (&y)[kReach]) {
   y[5] = (x[1] + x[5]) - kSum * x[3];
 }
 
-// y = G x
-inline void weight_line(const F (&x)[3], F (&y)[kReach]) {
-  const F even_a = kP * x[0] + (kP * kA2) * x[2], odd_a = (kP * kA) * x[1];
-  const F even_b = kQ * x[0] + (kQ * kB2) * x[2], odd_b = (kQ * kB) * x[1];
+// y = A x, or G x where scaled: the values of a polynomial with kCount coefficients.
+template <int kCount, bool kScaled>
+inline void evaluate(const F (&x)[kCount], F (&y)[kReach]) {
+  constexpr Powers a = powers_of_point<kScaled>(kPointA, kPointB),
+                   b = powers_of_point<kScaled>(kPointB, kPointA);
+  F even_a = a.at[0] * x[0], odd_a = a.at[1] * x[1];
+  F even_b = b.at[0] * x[0], odd_b = b.at[1] * x[1];
+#pragma GCC unroll 4
+  for (int i = 2; i < kCount; ++i) {
+    (i % 2 ? odd_a : even_a) += a.at[i] * x[i];
+    (i % 2 ? odd_b : even_b) += b.at[i] * x[i];
+  }
   y[0] = x[0];
   y[1] = even_a + odd_a;
   y[2] = even_a - odd_a;
   y[3] = even_b + odd_b;
   y[4] = even_b - odd_b;
-  y[5] = x[2];
+  y[5] = x[kCount - 1];
 }
 
-// y = A' x
-inline void output_line(const F (&x)[kReach], F (&y)[kTile]) {
+// y = A' x, or G' x where scaled.
+template <int kCount, bool kScaled>
+inline void interpolate(const F (&x)[kReach], F (&y)[kCount]) {
+  constexpr Powers a = powers_of_point<kScaled>(kPointA, kPointB),
+                   b = powers_of_point<kScaled>(kPointB, kPointA);
   const F sum_a = x[1] + x[2], diff_a = x[1] - x[2];
   const F sum_b = x[3] + x[4], diff_b = x[3] - x[4];
-  y[0] = (x[0] + sum_a) + sum_b;
-  y[1] = kA * diff_a + kB * diff_b;
-  y[2] = kA2 * sum_a + kB2 * sum_b;
-  y[3] = (kA3 * diff_a + x[5]) + kB3 * diff_b;
+#pragma GCC unroll 5
+  for (int i = 0; i < kCount; ++i) {
+    F sum = a.at[i] * (i % 2 ? diff_a : sum_a);
+    if (i == 0) sum = x[0] + sum;
+    if (i == kCount - 1) sum += x[5];
+    y[i] = sum + b.at[i] * (i % 2 ? diff_b : sum_b);
+  }
 }
 
-// y = A x
-inline void gradient_line(const F (&x)[kTile], F (&y)[kReach]) {
-  const F even_a = x[0] + kA2 * x[2], odd_a = kA * x[1] + kA3 * x[3];
-  const F even_b = x[0] + kB2 * x[2], odd_b = kB * x[1] + kB3 * x[3];
-  y[0] = x[0];
-  y[1] = even_a + odd_a;
-  y[2] = even_a - odd_a;
-  y[3] = even_b + odd_b;
-  y[4] = even_b - odd_b;
-  y[5] = x[3];
+template <int kSide>
+inline void tile_line(const F (&x)[kSide], F (&y)[kReach]) {
+  if constexpr (kSide == kReach)
+    input_line(x, y);
+  else
+    evaluate<kSide, false>(x, y);
 }
-
-// y = G' x
-inline void weight_gradient_line(const F (&x)[kReach], F (&y)[3]) {
-  const F sum_a = x[1] + x[2], diff_a = x[1] - x[2];
-  const F sum_b = x[3] + x[4], diff_b = x[3] - x[4];
-  y[0] = (x[0] + kP * sum_a) + kQ * sum_b;
-  y[1] = (kP * kA) * diff_a + (kQ * kB) * diff_b;
-  y[2] = ((kP * kA2) * sum_a + x[5]) + (kQ * kB2) * sum_b;
-}
-
-inline void tile_line(const F (&x)[kReach], F (&y)[kReach]) { input_line(x, y); }
-inline void tile_line(const F (&x)[kTile], F (&y)[kReach]) { gradient_line(x, y); }
 
 // B' d B of one tile of inputs, or A dY A' of one of gradients and in a 37th plane their sum; pixel (i, j) is
-// at rows[i] + j * column.
-template <int kSide>
-inline void transform_tile(const float* const (&rows)[kSide], std::int64_t column, float* to,
-                           std::int64_t plane) {
+// at rows[i] + j * column, and has `lanes` channels or, if whole, a vector of them.
+template <int kSide, bool kWhole>
+inline void transform_tile(const float* const (&rows)[kSide], std::int64_t column, std::int64_t lanes,
+                           float* to, std::int64_t plane) {
   F half[kReach][kSide], sum{};
 #pragma GCC unroll 6
   for (int j = 0; j < kSide; ++j) {
     F x[kSide], y[kReach];
-    for (int i = 0; i < kSide; ++i) x[i] = load(rows[i] + j * column);
+    for (int i = 0; i < kSide; ++i)
+      x[i] = kWhole ? load(rows[i] + j * column) : load_n(rows[i] + j * column, lanes);
     for (int i = 0; i < kSide; ++i) sum += x[i];
     tile_line(x, y);
     for (int i = 0; i < kReach; ++i) half[i][j] = y[i];
@@ -121,61 +155,42 @@ inline void transform_tile(const float* const (&rows)[kSide], std::int64_t colum
     tile_line(half[i], y);
     for (int j = 0; j < kReach; ++j) store(to + (i * kReach + j) * plane, y[j]);
   }
-  if constexpr (kSide == kTile) store(to + kPoints * plane, sum);
+  if constexpr (kSide != kReach) store(to + kPoints * plane, sum);
 }
 
 // U = G g G' of one filter, whose tap (i, j) is at g + i * row + j * column.
+template <int kTaps>
 inline void transform_weight(const float* g, std::int64_t row, std::int64_t column, float* u,
                              std::int64_t plane) {
-  F half[kReach][3];
-#pragma GCC unroll 3
-  for (int j = 0; j < 3; ++j) {
-    F x[3], y[kReach];
-    for (int i = 0; i < 3; ++i) x[i] = load(g + i * row + j * column);
-    weight_line(x, y);
+  F half[kReach][kTaps];
+#pragma GCC unroll 5
+  for (int j = 0; j < kTaps; ++j) {
+    F x[kTaps], y[kReach];
+    for (int i = 0; i < kTaps; ++i) x[i] = load(g + i * row + j * column);
+    evaluate<kTaps, true>(x, y);
     for (int i = 0; i < kReach; ++i) half[i][j] = y[i];
   }
 #pragma GCC unroll 6
   for (int i = 0; i < kReach; ++i) {
     F y[kReach];
-    weight_line(half[i], y);
+    evaluate<kTaps, true>(half[i], y);
     for (int j = 0; j < kReach; ++j) store(u + (i * kReach + j) * plane, y[j]);
   }
 }
 
-// Y = A' m A + bias of one tile.
-inline void transform_output(const float* m, std::int64_t plane, F bias, F (&out)[kTile][kTile]) {
-  F half[kTile][kReach];
+// A' m A, or G' m G where scaled; m is read a plane per value.
+template <int kCount, bool kScaled>
+inline void transform_back(const float* m, std::int64_t plane, F (&out)[kCount][kCount]) {
+  F half[kCount][kReach];
 #pragma GCC unroll 6
   for (int j = 0; j < kReach; ++j) {
-    F x[kReach], y[kTile];
+    F x[kReach], y[kCount];
     for (int i = 0; i < kReach; ++i) x[i] = load(m + (i * kReach + j) * plane);
-    output_line(x, y);
-    for (int i = 0; i < kTile; ++i) half[i][j] = y[i];
+    interpolate<kCount, kScaled>(x, y);
+    for (int i = 0; i < kCount; ++i) half[i][j] = y[i];
   }
-#pragma GCC unroll 4
-  for (int i = 0; i < kTile; ++i) {
-    output_line(half[i], out[i]);
-    for (int j = 0; j < kTile; ++j) out[i][j] += bias;
-  }
-}
-
-// dg = G' m G of one filter; m is read a plane per value.
-inline void transform_weight_gradient(const float* m, std::int64_t plane, F (&out)[9]) {
-  F half[3][kReach];
-#pragma GCC unroll 6
-  for (int j = 0; j < kReach; ++j) {
-    F x[kReach], y[3];
-    for (int i = 0; i < kReach; ++i) x[i] = load(m + (i * kReach + j) * plane);
-    weight_gradient_line(x, y);
-    for (int i = 0; i < 3; ++i) half[i][j] = y[i];
-  }
-#pragma GCC unroll 3
-  for (int i = 0; i < 3; ++i) {
-    F y[3];
-    weight_gradient_line(half[i], y);
-    for (int j = 0; j < 3; ++j) out[3 * i + j] = y[j];
-  }
+#pragma GCC unroll 5
+  for (int i = 0; i < kCount; ++i) interpolate<kCount, kScaled>(half[i], out[i]);
 }
 
 }  // namespace

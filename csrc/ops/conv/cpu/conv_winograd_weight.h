@@ -1,4 +1,4 @@
-// Winograd by weight (3x3, stride 1), see conv_winograd_transform.h:
+// Winograd by weight (2x2 to 5x5, stride 1), see conv_winograd_transform.h:
 //
 //   gw[k][e] = G' [ sum over tiles of (A dY A')[k] . (B' d B)[e] ] G,      e = (depth tap, input channel)
 //
@@ -91,8 +91,8 @@ inline void transform_chunk(const Dense& d, const WeightGradientPlan& p, std::in
   const std::int64_t panels = p.v.count + p.w.count;
   parallel_for(ceil_div(t1 - t0, kPieceTiles) * panels, 1, [&](std::int64_t begin, std::int64_t end) {
     const std::int64_t columns = imin(kPieceTiles, p.grid.columns);
-    float* strip = static_cast<float*>(
-        scratch_bytes(Slot::local, strip_elements(columns, p.grid.gap_w) * sizeof(float)));
+    float* strip =
+        static_cast<float*>(scratch_bytes(Slot::local, strip_elements(p.grid, columns) * sizeof(float)));
     for (std::int64_t i = begin; i < end; ++i) {
       const std::int64_t from = i / panels * kPieceTiles, in = i % panels, out = in - p.v.count;
       const bool inputs = out < 0;
@@ -102,7 +102,10 @@ inline void transform_chunk(const Dense& d, const WeightGradientPlan& p, std::in
       each_run(p.grid, t0 + from, imin(t1, t0 + from + kPieceTiles), [&](const TileRun& run) {
         if (inputs) return input_panel(d, p, run, in, strip, to);
         const float* plane = s.data + run.n * s.n_stride + run.plane * d.axis[0].out_stride;
-        transform_run<kTile>(s, p.grid, run, plane, k0, k1, strip, {to.data - k0, to.row, to.plane});
+        with_taps(d.axis[1].taps, [&](auto taps) {
+          transform_run<tile_of(taps)>(s, p.grid, run, plane, k0, k1, strip,
+                                       {to.data - k0, to.row, to.plane});
+        });
       });
     }
   });
@@ -148,21 +151,25 @@ inline void multiply_block(const WeightGradientPlan& p, const WeightBlock& b, st
     }
 }
 
-// Nine taps of `lanes` channels, to where they lie; added to what is there but for the first chunk.
-inline void write_taps(const Dense& d, const F (&taps)[9], std::int64_t lanes, float* to, bool add) {
+// All taps of `lanes` channels, to where they lie; added to what is there but for the first chunk.
+template <int kTaps>
+inline void write_taps(const Dense& d, const F (&side)[kTaps][kTaps], std::int64_t lanes, float* to,
+                       bool add) {
+  constexpr int kCount = kTaps * kTaps;
+  const F* taps = &side[0][0];
   const std::int64_t row = d.axis[1].weight_step, column = d.axis[2].weight_step;
   if (d.weight_red == 1) {
-    for (int i = 0; i < 9; ++i) {
-      float* at = to + i / 3 * row + i % 3 * column;
-      __builtin_prefetch(at + d.weight_out, 1);  // pieces of nine rows: the hardware follows none of them
+    for (int i = 0; i < kCount; ++i) {
+      float* at = to + i / kTaps * row + i % kTaps * column;
+      __builtin_prefetch(at + d.weight_out, 1);  // pieces of many rows: the hardware follows none of them
       store_n(at, add ? taps[i] + load_n(at, lanes) : taps[i], lanes);
     }
     return;
   }
   int done = 0;
-  if (row == 3 && column == 1)  // a channel's taps follow each other: turned in squares
-    for (; 2 * (9 - done) > kL; done += kL) {
-      const std::int64_t n = imin(kL, 9 - done);
+  if (row == kTaps && column == 1)  // a channel's taps follow each other: turned in squares
+    for (; 2 * (kCount - done) > kL; done += kL) {
+      const std::int64_t n = imin(kL, kCount - done);
       F square[kL] = {};
       for (std::int64_t i = 0; i < n; ++i) square[i] = taps[done + i];
       transpose<float>(square);
@@ -171,22 +178,23 @@ inline void write_taps(const Dense& d, const F (&taps)[9], std::int64_t lanes, f
         store_n(at, add ? square[c] + load_n(at, n) : square[c], n);
       }
     }
-  for (int i = done; i < 9; ++i)
+  for (int i = done; i < kCount; ++i)
     for (std::int64_t c = 0; c < lanes; ++c) {
-      float* at = to + c * d.weight_red + i / 3 * row + i % 3 * column;
+      float* at = to + c * d.weight_red + i / kTaps * row + i % kTaps * column;
       *at = add ? *at + taps[i][c] : taps[i][c];
     }
 }
 
+template <int kTaps>
 inline void write_block(const Dense& d, const WeightGradientPlan& p, const WeightBlock& b, const float* m,
                         bool add) {
   for (std::int64_t k = b.k0; k < b.k1; ++k, m += p.m_row)
     for (std::int64_t e = b.e0; e < b.e1; e += kL) {
       const std::int64_t tap = e / p.tap_channels, c = e % p.tap_channels, lanes = imin(kL, d.red_c - c);
       if (lanes <= 0) continue;
-      F taps[9];
-      transform_weight_gradient(m + e - b.e0, p.m_plane, taps);
-      write_taps(
+      F taps[kTaps][kTaps];
+      transform_back<kTaps, true>(m + e - b.e0, p.m_plane, taps);
+      write_taps<kTaps>(
           d, taps, lanes,
           static_cast<float*>(d.weight) + k * d.weight_out + c * d.weight_red + tap * d.axis[0].weight_step,
           add);
@@ -208,7 +216,7 @@ inline void multiply_chunk(const Dense& d, const WeightGradientPlan& p, std::int
       const WeightBlock b = weight_block(d, p, i);
       const Tiles rows_of_w = p.w.panel(w, b.k0 / p.w.width);
       multiply_block(p, b, tiles, v, rows_of_w, rows, m);
-      write_block(d, p, b, m, add);
+      with_taps(d.axis[1].taps, [&](auto taps) { write_block<taps>(d, p, b, m, add); });
       for (std::int64_t t = 0; d.bias && b.e0 == 0 && t < tiles; t += kTilesAtOnce)
         add_bias_sums(rows_of_w.data + kPoints * p.w.plane + t * p.w.width, imin(kTilesAtOnce, tiles - t),
                       b.k1 - b.k0, p.w.width, false, bias + b.k0);
