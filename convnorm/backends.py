@@ -60,7 +60,7 @@ def set_winograd(enabled: bool) -> None:
     where it saves time (1.2 to 3 times faster).
 
     Its rounding errors are larger than those of the direct sum, about twice on average, and an output shares in
-    those of the 6x6 inputs around it. With ``eps = 2**-23`` and ``C`` channels summed over (times a stride's phases), the tests hold every
+    those of the 6x6 inputs around it. With ``eps = 2**-23`` and ``C`` channels summed over, the tests hold every
     output within ``(64 + C / 2) * eps * max|x| * (largest sum of |w| of a filter)`` of the exact result, on random
     data and on patterns chosen to make errors add up, and every gradient of a weight within
     ``64 * eps * max|x| * (largest sum of |grad_output| of a channel)``.
