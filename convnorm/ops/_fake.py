@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch._prims_common import suggest_memory_format
-
-_CHANNELS_LAST = (torch.channels_last, torch.channels_last_3d)
+from torch._prims_common import are_strides_like_channels_last_or_false
 
 
-def _asks_for_channels_last(t: torch.Tensor) -> bool:
-    """The rule itself: channels, the last spatial dimension, ..., the batch have strides that do not decrease."""
+def strides_want_channels_last(sizes: Sequence[int], strides: Sequence[int]) -> bool:
+    """torch's rule: channels, the last spatial dimension, ..., the batch have strides that do not decrease."""
+    if len(sizes) < 4 or strides[1] > strides[-1]:
+        return False
     if torch.compiler.is_compiling():  # torch's function, which takes 6 us, can do with sizes that are not known yet
-        return suggest_memory_format(t) in _CHANNELS_LAST
-    sizes, strides = t.shape, t.stride()
+        return are_strides_like_channels_last_or_false(sizes, strides)
     if strides[1] == 0 or 0 in sizes:
         return False
     least = strides[1] * sizes[1]
@@ -28,8 +27,8 @@ def _asks_for_channels_last(t: torch.Tensor) -> bool:
 
 def wants_channels_last(*tensors: torch.Tensor | None) -> bool:
     """True when one of the (n, c, spatial...) tensors asks for channels_last; 1d tensors never do."""
-    for t in tensors:  # any() of a generator takes longer, and one comparison rules most tensors out
-        if t is not None and t.dim() >= 4 and t.stride(1) <= t.stride(-1) and _asks_for_channels_last(t):
+    for t in tensors:  # noqa: SIM110 - any() of a generator takes longer
+        if t is not None and strides_want_channels_last(t.shape, t.stride()):
             return True
     return False
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._fake import empty, wants_channels_last
+from ._fake import empty, strides_want_channels_last, wants_channels_last
 from ._function import Function
 from .max_pool import output_size, parts
 
@@ -50,11 +50,12 @@ class AvgPool(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         input, ctx.geometry = inputs
-        ctx.input_size, ctx.channels_last = input.shape, wants_channels_last(input)
+        ctx.input_size, ctx.input_strides = input.shape, input.stride()
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
-        return AvgPoolBackward.call(grad_output, ctx.input_size, ctx.geometry, ctx.channels_last), None
+        channels_last = strides_want_channels_last(ctx.input_size, ctx.input_strides)
+        return AvgPoolBackward.call(grad_output, ctx.input_size, ctx.geometry, channels_last), None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, input, geometry):
@@ -106,11 +107,12 @@ class AdaptiveAvgPool(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         input, ctx.output_size = inputs
-        ctx.input_size, ctx.channels_last = input.shape, wants_channels_last(input)
+        ctx.input_size, ctx.input_strides = input.shape, input.stride()
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
-        return AdaptiveAvgPoolBackward.call(grad_output, ctx.input_size, ctx.channels_last), None
+        channels_last = strides_want_channels_last(ctx.input_size, ctx.input_strides)
+        return AdaptiveAvgPoolBackward.call(grad_output, ctx.input_size, channels_last), None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, input, output_size):
