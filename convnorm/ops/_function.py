@@ -56,6 +56,8 @@ class Function(torch.autograd.Function):
     @classmethod
     def call(cls, *args: Any) -> Any:
         """The op itself where nothing is recorded, else the Function that records."""
+        if not (is_grad_enabled() or transforms_active() or forward_ad._current_level >= 0):
+            return cls.forward(*args)  # first, as every ordinary backward comes here
         if is_compiling():
             if torch.compiler.is_dynamo_compiling() and torch.compiler.is_exporting():
                 return cls.forward(*args)  # strict export: the op alone, as in the other export mode
