@@ -22,8 +22,8 @@ inline std::ostream& operator<<(std::ostream& out, InDim dim) {
 Dims lifted(const std::string& op, const char* argument, const std::vector<std::int64_t>& values, int dims,
             std::int64_t fill);
 
-// kernel_size, stride, padding and, of max pooling, dilation, checked. The ops take them as one list: each list
-// of a call from Python costs 1 us, and 2 to 3 when it is not in the caches.
+// kernel_size, stride, padding and, of max pooling, dilation, checked. The ops take them as one list: each
+// list of a call from Python costs 1 us, and 2 to 3 when it is not in the caches.
 enum class Dilated : bool { no, yes };
 Window pool_window(const std::string& op, const std::vector<std::int64_t>& values, int dims, Dilated dilated);
 

@@ -1,6 +1,7 @@
 """Average pooling in one, two and three dimensions, plain and adaptive."""
 
 import math
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -79,7 +80,7 @@ def geometry(n, kernel_size, stride=None, padding=0, ceil_mode=False, count_incl
 
 def raw(input, **kwargs):
     ops, (*window, ceil_mode, include_pad, divisor) = torch.ops.convnorm, geometry(input.dim() - 2, **kwargs)
-    rest = sum(window, []), ceil_mode, include_pad, divisor
+    rest = list(chain(*window)), ceil_mode, include_pad, divisor
     grad = ops.avg_pool_forward(input, *rest)
     last = not input.is_contiguous()
     return [

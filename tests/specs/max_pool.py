@@ -1,6 +1,7 @@
 """Max pooling in one, two and three dimensions: windows, adaptive windows, and un-pooling."""
 
 import math
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -82,7 +83,7 @@ def geometry(n, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False
 def raw(input, **kwargs):
     ops = torch.ops.convnorm
     parts, ceil_mode = geometry(input.dim() - 2, **kwargs)
-    window, calls = sum(parts, []), []
+    window, calls = list(chain(*parts)), []
     for record in (NOTHING, OFFSETS, INDICES):
         calls.append((ops.max_pool_forward.default, (input, window, ceil_mode, record)))
         if record != NOTHING:

@@ -34,8 +34,8 @@ CONVNORM_INLINE inline void each_vector_in_quarters(std::int64_t length, F f) {
   each_vector_from<C>(groups * 4 * L, length, f);
 }
 
-// Planes of as many whole vectors as 7x7 has, ResNet's last: short enough for what surrounds a loop to decide, so
-// their vectors are written out. `last` has the lanes of the last one that the whole ones leave.
+// Planes of as many whole vectors as 7x7 has, ResNet's last: short enough for what surrounds a loop to
+// decide, so their vectors are written out. `last` has the lanes of the last one that the whole ones leave.
 template <class C>
 inline constexpr std::int64_t kShort = 49 / kLanes<C>;
 

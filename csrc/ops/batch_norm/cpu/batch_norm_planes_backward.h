@@ -108,11 +108,13 @@ struct PlanesBackward {
   }
   void write(const C* at, std::int64_t c0, std::int64_t width, std::int64_t s0, std::int64_t s1,
              T* tile) const {
-    const auto run = is_short<C>(g.inner) ? p.grad_residual.data ? &PlanesBackward::write<true, true>
-                                                                 : &PlanesBackward::write<false, true>
-                     : p.grad_residual.data ? &PlanesBackward::write<true, false>
-                                            : &PlanesBackward::write<false, false>;
-    (this->*run)(at, c0, width, s0, s1, tile);
+    const bool plane_is_short = is_short<C>(g.inner);
+    if (p.grad_residual.data)
+      plane_is_short ? write<true, true>(at, c0, width, s0, s1, tile)
+                     : write<true, false>(at, c0, width, s0, s1, tile);
+    else
+      plane_is_short ? write<false, true>(at, c0, width, s0, s1, tile)
+                     : write<false, false>(at, c0, width, s0, s1, tile);
   }
 
   void set_sums(std::int64_t c, const Sums& sums) const {

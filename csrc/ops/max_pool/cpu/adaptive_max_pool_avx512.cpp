@@ -8,7 +8,6 @@
 #include "ops/max_pool/cpu/adaptive_max_pool_spread.h"
 
 namespace convnorm::max_pool {
-const AdaptiveKernels adaptive_avx512{adaptive_channels, adaptive_planes, spread_channels,
-                                      scatter_channels};
+const AdaptiveKernels adaptive_avx512{adaptive_channels, adaptive_planes, spread_channels, scatter_channels};
 }  // namespace convnorm::max_pool
 #endif

@@ -1,7 +1,7 @@
 // Values added at their indices in channels_last, with AVX-512: eight channels of one output at a time. Their
-// places differ, so that sums are gathered, added to and scattered; outputs follow each other in row-major order.
-// Task = one image and a slab of channels: few enough to clear it and find it in L2, yet many, since positions
-// are often a multiple of the cache's stride apart.
+// places differ, so that sums are gathered, added to and scattered; outputs follow each other in row-major
+// order. Task = one image and a slab of channels: few enough to clear it and find it in L2, yet many, since
+// positions are often a multiple of the cache's stride apart.
 #pragma once
 
 #include "ops/max_pool/cpu/max_pool_kernel.h"
@@ -22,7 +22,8 @@ inline void add_at(double* sums, __m512i place, __mmask8 on, const double* value
 }
 
 template <class T>
-void scatter_slab(const Params& p, std::int64_t channels, const T* values, const std::int64_t* indices, T* to) {
+void scatter_slab(const Params& p, std::int64_t channels, const T* values, const std::int64_t* indices,
+                  T* to) {
   const std::int64_t positions = plane(p), step = p.input.s[2], whole = channels / kAtOnce * kAtOnce;
   const __m512i limit = _mm512_set1_epi64(positions), steps = _mm512_set1_epi64(step);
   const __m512i lane = _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0);
