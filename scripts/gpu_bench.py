@@ -167,13 +167,13 @@ def norm_rows(t: Tensors, n: int, c: int, h: int, residual: bool) -> dict[str, t
 def pool_rows(t: Tensors, n: int, c: int, h: int, k: int, s: int, p: int) -> dict[str, tuple[dict[str, Any], int]]:
     o = (h + 2 * p - k) // s + 1
     sets = t.sets(lambda: (t.image(n, c, h, h),))
-    geometry = [k, k], [s, s], [p, p], [1, 1]
+    window = [k, k, s, s, p, p, 1, 1]
 
     def eager(x: torch.Tensor) -> Any:
         return F.max_pool2d(x, k, s, p, return_indices=True)
 
     forward = {
-        "ours": (lambda x: ops.max_pool_forward(x, *geometry, False, 1), sets),
+        "ours": (lambda x: ops.max_pool_forward(x, window, False, 1), sets),
         "eager": (eager, sets),
         "compile": (t.compiled(lambda x: F.max_pool2d(x, k, s, p)), sets),
     }
@@ -182,7 +182,7 @@ def pool_rows(t: Tensors, n: int, c: int, h: int, k: int, s: int, p: int) -> dic
         return lambda: (t.image(n, c, o, o), (x := t.image(n, c, h, h)), function(x)[1])
 
     def back(g: torch.Tensor, x: torch.Tensor, argmax: torch.Tensor) -> torch.Tensor:
-        return ops.max_pool_backward(g, argmax, list(x.shape), *geometry)
+        return ops.max_pool_backward(g, argmax, list(x.shape), window)
 
     def eager_back(g: torch.Tensor, x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
         return torch.ops.aten.max_pool2d_with_indices_backward(g, x, [k, k], [s, s], [p, p], [1, 1], False, indices)

@@ -330,7 +330,9 @@ def test_dtype_errors(dtype):
 
 def test_backward_errors():
     ops = torch.ops.convnorm
+    with pytest.raises(RuntimeError, match="avg_pool2d: window has 2 values, must have 6, kernel_size, stride"):
+        ops.avg_pool_forward(torch.zeros(1, 2, 8, 8), [2, 2], False, True, None)
     with pytest.raises(RuntimeError, match=r"avg_pool2d_backward: grad_output of size \(1, 2, 4, 3\), must be"):
-        ops.avg_pool_backward(torch.zeros(1, 2, 4, 3), [1, 2, 8, 8], [2, 2], [2, 2], [0, 0], False, True, None, False)
+        ops.avg_pool_backward(torch.zeros(1, 2, 4, 3), [1, 2, 8, 8], [2, 2, 2, 2, 0, 0], False, True, None, False)
     with pytest.raises(RuntimeError, match=r"adaptive_avg_pool2d_backward: grad_output of size .* must be"):
         ops.adaptive_avg_pool_backward(torch.zeros(1, 3, 4, 3), [1, 2, 8, 8], False)

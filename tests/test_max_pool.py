@@ -223,15 +223,15 @@ def test_choice(layout, kwargs, name, backward):
 
 
 def test_records_what_is_needed():
-    x, window = torch.randn(1, 2, 20, 20), ([2, 2], [2, 2], [0, 0], [1, 1])
+    x, window = torch.randn(1, 2, 20, 20), [2, 2, 2, 2, 0, 0, 1, 1]
     forward = torch.ops.convnorm.max_pool_forward
-    assert [forward(x, *window, False, r)[1].dtype for r in (0, 1, 2)] == [
+    assert [forward(x, window, False, r)[1].dtype for r in (0, 1, 2)] == [
         torch.uint8,
         torch.uint8,
         torch.int64,
     ]
-    assert forward(x, *window, False, 0)[1].numel() == 0
-    assert forward(x, [17, 17], *window[1:], False, 1)[1].dtype == torch.int32
+    assert forward(x, window, False, 0)[1].numel() == 0
+    assert forward(x, [17, 17, *window[2:]], False, 1)[1].dtype == torch.int32
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         CF.max_pool2d(x.requires_grad_(), 2)
@@ -357,28 +357,28 @@ def test_dtype_errors():
 
 
 def test_backward_errors():
-    ops, window = torch.ops.convnorm, ([2, 2], [2, 2], [0, 0], [1, 1])
-    grad, argmax = ops.max_pool_forward(torch.randn(1, 2, 8, 8), *window, False, 1)
+    ops, window = torch.ops.convnorm, [2, 2, 2, 2, 0, 0, 1, 1]
+    grad, argmax = ops.max_pool_forward(torch.randn(1, 2, 8, 8), window, False, 1)
     with pytest.raises(RuntimeError, match=r"argmax of size .* does not belong to an input"):
-        ops.max_pool_backward(grad, argmax, [1, 3, 8, 8], *window)
+        ops.max_pool_backward(grad, argmax, [1, 3, 8, 8], window)
     with pytest.raises(RuntimeError, match=r"max_pool2d_backward: argmax has height 4, must be 5"):
-        ops.max_pool_backward(grad, argmax, [1, 2, 10, 8], *window)
+        ops.max_pool_backward(grad, argmax, [1, 2, 10, 8], window)
     with pytest.raises(RuntimeError, match="max_pool2d_backward: grad_output of size"):
-        ops.max_pool_backward(grad[..., :2], argmax, [1, 2, 8, 8], *window)
+        ops.max_pool_backward(grad[..., :2], argmax, [1, 2, 8, 8], window)
     with pytest.raises(RuntimeError, match="max_pool2d_gather: argmax has dtype int16"):
-        ops.max_pool_gather(torch.randn(1, 2, 8, 8), argmax.short(), *window)
-    wide = ([1, 300], [1, 300], [0, 0], [1, 1])
+        ops.max_pool_gather(torch.randn(1, 2, 8, 8), argmax.short(), window)
+    wide = [1, 300, 1, 300, 0, 0, 1, 1]
     with pytest.raises(RuntimeError, match="argmax of uint8 does not belong to a window of 300 positions"):
-        ops.max_pool_backward(grad[..., :1], argmax[..., :1], [1, 2, 4, 300], *wide)
+        ops.max_pool_backward(grad[..., :1], argmax[..., :1], [1, 2, 4, 300], wide)
 
 
 def test_records_from_elsewhere_stay_inside_the_tensor():
-    window = ([2, 2], [2, 2], [0, 0], [1, 1])
+    window = [2, 2, 2, 2, 0, 0, 1, 1]
     for argmax in (torch.full((1, 9, 4, 4), 255, dtype=torch.uint8), torch.full((1, 9, 4, 4), -7)):
         for layout in (torch.contiguous_format, torch.channels_last):
             a = argmax.contiguous(memory_format=layout)
-            assert not torch.ops.convnorm.max_pool_backward(torch.ones(a.shape), a, [1, 9, 8, 8], *window).any()
-            assert not torch.ops.convnorm.max_pool_gather(torch.ones(1, 9, 8, 8), a, *window).any()
+            assert not torch.ops.convnorm.max_pool_backward(torch.ones(a.shape), a, [1, 9, 8, 8], window).any()
+            assert not torch.ops.convnorm.max_pool_gather(torch.ones(1, 9, 8, 8), a, window).any()
 
 
 def test_meta_device():

@@ -22,7 +22,7 @@ def _avg_pool(n: int, input: Tensor, kernel_size: _Size, stride: _Size | None, p
     strides = ntuple(op, "stride", stride, n) if given else kernel  # type: ignore[arg-type]
     pads = ntuple(op, "padding", padding, n)
     x, unbatched = add_batch(op, autocast_float32("cpu", input)[0] if n == 3 else input, n)
-    out = AvgPool.call(x, (kernel, strides, pads, bool(ceil_mode), bool(count_include_pad), divisor_override))
+    out = AvgPool.call(x, ([*kernel, *strides, *pads], bool(ceil_mode), bool(count_include_pad), divisor_override))
     return out.squeeze(0) if unbatched else out
 
 

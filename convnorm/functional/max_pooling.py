@@ -27,7 +27,7 @@ def _max_pool(n: int, input: Tensor, kernel_size: _Size, stride: _Size | None, p
     x, unbatched = add_batch(op, input, n)
     record = INDICES if return_indices else OFFSETS if derivative_wanted(input) else NOTHING
     call = MaxPool.call if record else MaxPool.forward
-    out, argmax = call(x, kernel, strides, pads, dilations, bool(ceil_mode), record)
+    out, argmax = call(x, [*kernel, *strides, *pads, *dilations], bool(ceil_mode), record)
     if unbatched:
         out = out.squeeze(0)
     if not return_indices:

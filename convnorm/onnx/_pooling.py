@@ -11,7 +11,7 @@ import onnx_ir as ir
 import torch
 from onnxscript import opset18 as op
 
-from ..ops.max_pool import INDICES, NOTHING, output_size
+from ..ops.max_pool import INDICES, NOTHING, output_size, parts
 from ._sizes import ints, known, plane, spatial, vector
 
 
@@ -27,14 +27,9 @@ def _max_pool(input: Any, **window: Any) -> tuple[Any, Any]:
 
 
 def max_pool_forward(
-    input: Any,
-    kernel: Sequence[Any],
-    stride: Sequence[Any],
-    padding: Sequence[Any],
-    dilation: Sequence[Any],
-    ceil_mode: bool,
-    record: int,
+    input: Any, window: Sequence[Any], ceil_mode: bool, record: int
 ) -> tuple[Any, Any]:
+    kernel, stride, padding, dilation = parts(window, 4)
     if record not in (NOTHING, INDICES):
         raise ValueError("convnorm.onnx: offsets that max_pool_forward records for its backward have no ONNX form")
     output, indices = _max_pool(
@@ -49,26 +44,21 @@ def max_pool_forward(
 
 
 def avg_pool_forward(
-    input: Any,
-    kernel: Sequence[Any],
-    stride: Sequence[Any],
-    padding: Sequence[Any],
-    ceil_mode: bool,
-    count_include_pad: bool,
-    divisor_override: int | None,
+    input: Any, window: Sequence[Any], ceil_mode: bool, count_include_pad: bool, divisor_override: int | None
 ) -> Any:
-    window = known("avg_pool: kernel_size", kernel)
+    kernel, stride, padding = parts(window, 3)
+    shape = known("avg_pool: kernel_size", kernel)
     strides, pads = known("avg_pool: stride", stride), known("avg_pool: padding", padding)
     if divisor_override is None:
         rounding = {"ceil_mode": int(ceil_mode), "count_include_pad": int(count_include_pad)}
-        return op.AveragePool(input, kernel_shape=window, strides=strides, pads=pads * 2, **rounding)
+        return op.AveragePool(input, kernel_shape=shape, strides=strides, pads=pads * 2, **rounding)
     # With every zero written out the mean of a window is its sum over a constant.
     sizes = known("avg_pool with divisor_override: input sizes", spatial(input))
-    outputs = output_size(sizes, window, strides, pads, [1] * len(window), ceil_mode)
-    ends = [(o - 1) * s + k - n - p for o, s, k, n, p in zip(outputs, strides, window, sizes, pads, strict=True)]
+    outputs = output_size(sizes, shape, strides, pads, [1] * len(shape), ceil_mode)
+    ends = [(o - 1) * s + k - n - p for o, s, k, n, p in zip(outputs, strides, shape, sizes, pads, strict=True)]
     zeros = op.Pad(input, ints(0, 0, *pads, 0, 0, *ends))
-    mean = op.AveragePool(zeros, kernel_shape=window, strides=strides)
-    return op.Mul(mean, op.CastLike(op.Constant(value_float=math.prod(window) / divisor_override), input))
+    mean = op.AveragePool(zeros, kernel_shape=shape, strides=strides)
+    return op.Mul(mean, op.CastLike(op.Constant(value_float=math.prod(shape) / divisor_override), input))
 
 
 def _windows(size: int, outputs: int) -> list[range]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch.autograd import forward_ad
 
+# Looked up once: every call asks.
+is_compiling, is_grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
 # True inside torch.func (vmap, grad, jvp ...), where a Function must go the long way.
 transforms_active = torch._C._are_functorch_transforms_active
 
@@ -44,21 +47,26 @@ class Function(torch.autograd.Function):
     """
 
     eager: ClassVar[type[Function] | None] = None
+    _record: ClassVar[Callable[..., Any]]
+
+    def __init_subclass__(cls) -> None:
+        # torch's own apply binds arguments through inspect.signature (30 us) before it comes to this one.
+        cls._record = super(torch.autograd.Function, cls).apply  # type: ignore[misc]
 
     @classmethod
     def call(cls, *args: Any) -> Any:
         """The op itself where nothing is recorded, else the Function that records."""
-        if torch.compiler.is_compiling():
+        if not (is_grad_enabled() or transforms_active() or forward_ad._current_level >= 0):
+            return cls.forward(*args)  # first, as every ordinary backward comes here
+        if is_compiling():
             if torch.compiler.is_dynamo_compiling() and torch.compiler.is_exporting():
                 return cls.forward(*args)  # strict export: the op alone, as in the other export mode
             return cls.apply(*args)
-        recorder = cls.eager or cls
         if transforms_active():
-            return recorder.apply(*args)
-        if forward_ad._current_level < 0 and not (torch.is_grad_enabled() and any_requires_grad(args)):
+            return (cls.eager or cls).apply(*args)
+        if forward_ad._current_level < 0 and not (is_grad_enabled() and any_requires_grad(args)):
             return cls.forward(*args)
-        # torch's own apply binds arguments through inspect.signature (30 us) before it comes to this one.
-        return super(torch.autograd.Function, recorder).apply(*args)  # type: ignore[misc]
+        return (cls.eager or cls)._record(*args)
 
 
 def share_names() -> None:

@@ -10,21 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._fake import empty, wants_channels_last
+from ._fake import empty, strides_want_channels_last, wants_channels_last
 from ._function import Function
-from .max_pool import output_size
+from .max_pool import output_size, parts
 
 _ops = torch.ops.convnorm
 
 
 @torch.library.register_fake("convnorm::avg_pool_forward")
-def _(input, kernel, stride, padding, ceil_mode, count_include_pad, divisor_override):
+def _(input, window, ceil_mode, count_include_pad, divisor_override):
+    kernel, stride, padding = parts(window, 3)
     spatial = output_size(input.shape[2:], kernel, stride, padding, [1] * len(kernel), ceil_mode)
     return empty(input, [*input.shape[:2], *spatial], wants_channels_last(input))
 
 
 @torch.library.register_fake("convnorm::avg_pool_backward")
-def _(grad_output, input_size, kernel, stride, padding, ceil_mode, count_include_pad, divisor_override, channels_last):
+def _(grad_output, input_size, window, ceil_mode, count_include_pad, divisor_override, channels_last):
     return empty(grad_output, input_size, channels_last)
 
 
@@ -39,7 +40,8 @@ def _(grad_output, input_size, channels_last):
 
 
 class AvgPool(Function):
-    """The means of plain windows; ``geometry`` is what follows input in the op's schema."""
+    """The means of plain windows. ``geometry`` is what follows input in the op's schema; its first, ``window``, is one
+    list, as every list of a call costs 1 us: kernel_size, stride and padding of all dimensions."""
 
     @staticmethod
     def forward(input, geometry):
@@ -48,11 +50,12 @@ class AvgPool(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         input, ctx.geometry = inputs
-        ctx.input_size, ctx.channels_last = list(input.shape), wants_channels_last(input)
+        ctx.input_size, ctx.input_strides = input.shape, input.stride()
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
-        return AvgPoolBackward.call(grad_output, ctx.input_size, ctx.geometry, ctx.channels_last), None
+        channels_last = strides_want_channels_last(ctx.input_size, ctx.input_strides)
+        return AvgPoolBackward.call(grad_output, ctx.input_size, ctx.geometry, channels_last), None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, input, geometry):
@@ -104,11 +107,12 @@ class AdaptiveAvgPool(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         input, ctx.output_size = inputs
-        ctx.input_size, ctx.channels_last = list(input.shape), wants_channels_last(input)
+        ctx.input_size, ctx.input_strides = input.shape, input.stride()
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
-        return AdaptiveAvgPoolBackward.call(grad_output, ctx.input_size, ctx.channels_last), None
+        channels_last = strides_want_channels_last(ctx.input_size, ctx.input_strides)
+        return AdaptiveAvgPoolBackward.call(grad_output, ctx.input_size, channels_last), None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, input, output_size):

@@ -16,15 +16,6 @@ std::ostream& operator<<(std::ostream& out, const Covered& c) {
              << reach(c.w, c.d) << ")";
 }
 
-}  // namespace
-
-Dims lifted(const std::string& op, const char* argument, const std::vector<std::int64_t>& values, int dims,
-            std::int64_t fill) {
-  check(static_cast<int>(values.size()) == dims, op, ": ", argument, " has ", values.size(),
-        " values, must have ", dims, ", one per spatial dimension");
-  return lift(values.data(), dims, fill);
-}
-
 void check_pool_window(const std::string& op, const Window& w, int dims) {
   for (int d = kSpatial - dims; d < kSpatial; ++d) {
     check(w.kernel[d] > 0, op, ": kernel_size ", w.kernel[d], InDim{d}, " must be greater than zero");
@@ -37,6 +28,28 @@ void check_pool_window(const std::string& op, const Window& w, int dims) {
   }
 }
 
+}  // namespace
+
+Dims lifted(const std::string& op, const char* argument, const std::vector<std::int64_t>& values, int dims,
+            std::int64_t fill) {
+  check(static_cast<int>(values.size()) == dims, op, ": ", argument, " has ", values.size(),
+        " values, must have ", dims, ", one per spatial dimension");
+  return lift(values.data(), dims, fill);
+}
+
+Window pool_window(const std::string& op, const std::vector<std::int64_t>& values, int dims,
+                   Dilated dilated) {
+  const int parts = dilated == Dilated::yes ? 4 : 3, wanted = parts * dims;
+  check(static_cast<int>(values.size()) == wanted, op, ": window has ", values.size(), " values, must have ",
+        wanted, ", kernel_size, stride, padding", parts == 4 ? ", dilation" : "", " per spatial dimension");
+  Window w;
+  w.kernel = lift(values.data(), dims, 1);
+  w.stride = lift(values.data() + dims, dims, 1);
+  w.pad = w.pad_hi = lift(values.data() + 2 * dims, dims, 0);
+  if (parts == 4) w.dil = lift(values.data() + 3 * dims, dims, 1);
+  check_pool_window(op, w, dims);
+  return w;
+}
 std::int64_t pooled_size(const Window& w, int d, std::int64_t in, bool ceil_mode) {
   const std::int64_t span = in + 2 * w.pad[d] - reach(w, d);
   const std::int64_t out = floor_div(span + (ceil_mode ? w.stride[d] - 1 : 0), w.stride[d]) + 1;

@@ -1,6 +1,7 @@
 """Average pooling in one, two and three dimensions, plain and adaptive."""
 
 import math
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -71,14 +72,15 @@ def theirs(input, **kwargs):
 
 
 def geometry(n, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None):
-    """The arguments of the raw op after input."""
+    """kernel, stride and padding, which the raw ops take as one list, and the arguments that follow it."""
     values = (kernel_size, kernel_size if stride is None else stride, padding)
     window = [[v] * n if isinstance(v, int) else list(v) for v in values]
     return [*window, ceil_mode, count_include_pad, divisor_override]
 
 
 def raw(input, **kwargs):
-    ops, rest = torch.ops.convnorm, geometry(input.dim() - 2, **kwargs)
+    ops, (*window, ceil_mode, include_pad, divisor) = torch.ops.convnorm, geometry(input.dim() - 2, **kwargs)
+    rest = list(chain(*window)), ceil_mode, include_pad, divisor
     grad = ops.avg_pool_forward(input, *rest)
     last = not input.is_contiguous()
     return [

@@ -1,6 +1,7 @@
 """Max pooling in one, two and three dimensions: windows, adaptive windows, and un-pooling."""
 
 import math
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -74,21 +75,21 @@ def theirs(input, **kwargs):
 
 
 def geometry(n, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False):
-    """kernel, stride, padding, dilation as the raw ops take them, and ceil_mode."""
+    """kernel, stride, padding, dilation, which the raw ops take as one list, and ceil_mode."""
     values = (kernel_size, kernel_size if stride is None else stride, padding, dilation)
     return [[v] * n if isinstance(v, int) else list(v) for v in values], ceil_mode
 
 
 def raw(input, **kwargs):
     ops = torch.ops.convnorm
-    window, ceil_mode = geometry(input.dim() - 2, **kwargs)
-    calls = []
+    parts, ceil_mode = geometry(input.dim() - 2, **kwargs)
+    window, calls = list(chain(*parts)), []
     for record in (NOTHING, OFFSETS, INDICES):
-        calls.append((ops.max_pool_forward.default, (input, *window, ceil_mode, record)))
+        calls.append((ops.max_pool_forward.default, (input, window, ceil_mode, record)))
         if record != NOTHING:
-            grad, argmax = ops.max_pool_forward(input, *window, ceil_mode, record)
-            calls.append((ops.max_pool_backward.default, (grad, argmax, list(input.shape), *window)))
-            calls.append((ops.max_pool_gather.default, (input, argmax, *window)))
+            grad, argmax = ops.max_pool_forward(input, window, ceil_mode, record)
+            calls.append((ops.max_pool_backward.default, (grad, argmax, list(input.shape), window)))
+            calls.append((ops.max_pool_gather.default, (input, argmax, window)))
     return calls
 
 

@@ -21,7 +21,7 @@ Params problem(const Ints& sizes) {
 }
 
 struct Geometry {
-  Ints kernel, stride, padding;
+  Ints window;
   bool ceil_mode, include_pad;
   std::optional<std::int64_t> divisor;
 };
@@ -29,11 +29,7 @@ struct Geometry {
 Params plain(const std::string& op, const Ints& sizes, const Geometry& g) {
   const int dims = static_cast<int>(sizes.size()) - 2;
   Params p = problem(sizes);
-  Window& w = p.window;
-  w.kernel = lifted(op, "kernel_size", g.kernel, dims, 1);
-  w.stride = lifted(op, "stride", g.stride, dims, 1);
-  w.pad = w.pad_hi = lifted(op, "padding", g.padding, dims, 0);
-  check_pool_window(op, w, dims);
+  const Window& w = p.window = pool_window(op, g.window, dims, Dilated::no);
   check(g.divisor != 0, op, ": divisor_override 0 must not be zero");
   check_not_empty(op, sizes);
   p.include_pad = g.include_pad;
@@ -100,18 +96,17 @@ Tensor spread(const std::string& op, Params p, const Tensor& grad_output, const 
 
 // --- the ops ----------------------------------------------------------------------------------------------
 
-Tensor forward(Tensor input, Ints kernel, Ints stride, Ints padding, bool ceil_mode, bool count_include_pad,
+Tensor forward(Tensor input, Ints window, bool ceil_mode, bool count_include_pad,
                std::optional<std::int64_t> divisor_override) {
   const Ints sizes = sizes_of(input);
   const std::string op = pool_name("avg_pool", sizes);
-  return pool(op, plain(op, sizes, {kernel, stride, padding, ceil_mode, count_include_pad, divisor_override}),
-              input);
+  return pool(op, plain(op, sizes, {window, ceil_mode, count_include_pad, divisor_override}), input);
 }
 
-Tensor backward(Tensor grad_output, Ints input_size, Ints kernel, Ints stride, Ints padding, bool ceil_mode,
-                bool count_include_pad, std::optional<std::int64_t> divisor_override, bool channels_last) {
+Tensor backward(Tensor grad_output, Ints input_size, Ints window, bool ceil_mode, bool count_include_pad,
+                std::optional<std::int64_t> divisor_override, bool channels_last) {
   const std::string op = pool_name("avg_pool", input_size) + "_backward";
-  const Geometry g{kernel, stride, padding, ceil_mode, count_include_pad, divisor_override};
+  const Geometry g{window, ceil_mode, count_include_pad, divisor_override};
   return spread(op, plain(op, input_size, g), grad_output, input_size, channels_last);
 }
 
@@ -132,12 +127,11 @@ Tensor adaptive_backward(Tensor grad_output, Ints input_size, bool channels_last
 
 STABLE_TORCH_LIBRARY_FRAGMENT(convnorm, m) {
   m.def(
-      "avg_pool_forward(Tensor input, SymInt[] kernel, SymInt[] stride, SymInt[] padding, bool ceil_mode, "
-      "bool count_include_pad, int? divisor_override) -> Tensor");
+      "avg_pool_forward(Tensor input, SymInt[] window, bool ceil_mode, bool count_include_pad, "
+      "int? divisor_override) -> Tensor");
   m.def(
-      "avg_pool_backward(Tensor grad_output, SymInt[] input_size, SymInt[] kernel, SymInt[] stride, "
-      "SymInt[] padding, bool ceil_mode, bool count_include_pad, int? divisor_override, bool channels_last) "
-      "-> Tensor");
+      "avg_pool_backward(Tensor grad_output, SymInt[] input_size, SymInt[] window, bool ceil_mode, "
+      "bool count_include_pad, int? divisor_override, bool channels_last) -> Tensor");
   m.def("adaptive_avg_pool_forward(Tensor input, SymInt[] output_size) -> Tensor");
   m.def("adaptive_avg_pool_backward(Tensor grad_output, SymInt[] input_size, bool channels_last) -> Tensor");
 }

@@ -31,6 +31,7 @@ struct AdaptiveKernels {
   ForwardFn channels;  // vectors over channels (cpu/adaptive_max_pool_kernel.h)
   ForwardFn planes;    // vectors over planes
   BackwardFn spread;   // one value per plane, channels_last (cpu/adaptive_max_pool_spread.h)
+  BackwardFn scatter;  // eight channels at once (cpu/adaptive_max_pool_scatter.h); AVX-512, else null
 };
 extern const AdaptiveKernels adaptive_generic;
 #if defined(__x86_64__)

@@ -25,6 +25,13 @@ const char* refuse_spread(const Params& p) {
   return refuse_channels<kBytes>(p);
 }
 
+const char* refuse_scatter(const Params& p) {
+  if (p.dtype != DType::f32 && p.dtype != DType::f64) return "16-bit sums are kept in float";
+  if (p.argmax.c != 1) return "channels of the indices are not adjacent";
+  return refuse_channels<64>(p);
+}
+
+constexpr const char* kScatter = "eight channels at once: sums gathered, added to, scattered";
 constexpr const char* kSpread = "vectors over channels, positions compared with the index";
 constexpr const char* kChannels = "vectors over channels, best value and index in registers";
 constexpr const char* kPlanes = "vectors over planes, turned into lanes row by row";
@@ -67,6 +74,8 @@ std::span<const Kernel<BackwardFn>> spread_kernels() {
 #if defined(__x86_64__)
       {"adaptive_max_pool_backward_channels_avx512", kSpread, Isa::avx512, refuse_spread<64>,
        adaptive_avx512.spread},
+      {"adaptive_max_pool_backward_scatter_avx512", kScatter, Isa::avx512, refuse_scatter,
+       adaptive_avx512.scatter},
       {"adaptive_max_pool_backward_channels_avx2", kSpread, Isa::avx2, refuse_spread<32>,
        adaptive_avx2.spread},
 #endif

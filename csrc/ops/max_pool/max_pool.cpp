@@ -12,20 +12,11 @@ namespace {
 
 // --- geometry and checks -------------------------------------------------------------------------
 
-struct Geometry {
-  Ints kernel, stride, padding, dilation;
-};
-
 // A problem without its tensors; sizes are (n, c, spatial...).
-Params problem(const std::string& op, const Ints& sizes, const Geometry& g) {
+Params problem(const std::string& op, const Ints& sizes, const Ints& window) {
   const int dims = static_cast<int>(sizes.size()) - 2;
   Params p;
-  Window& w = p.window;
-  w.kernel = lifted(op, "kernel_size", g.kernel, dims, 1);
-  w.stride = lifted(op, "stride", g.stride, dims, 1);
-  w.pad = w.pad_hi = lifted(op, "padding", g.padding, dims, 0);
-  w.dil = lifted(op, "dilation", g.dilation, dims, 1);
-  check_pool_window(op, w, dims);
+  p.window = pool_window(op, window, dims, Dilated::yes);
   check_not_empty(op, sizes);
   p.n = sizes[0];
   p.c = sizes[1];
@@ -61,12 +52,11 @@ void place(Params& p, const Tensor& first, const Tensor& second, const Tensor& t
   p.aligned = aligned(first) && aligned(second) && aligned(third);
 }
 
-std::tuple<Tensor, Tensor> forward(Tensor input, Ints kernel, Ints stride, Ints padding, Ints dilation,
-                                   bool ceil_mode, std::int64_t record) {
+std::tuple<Tensor, Tensor> forward(Tensor input, Ints window, bool ceil_mode, std::int64_t record) {
   const Ints sizes = sizes_of(input);
   const std::string op = op_name(sizes);
   const int dims = static_cast<int>(sizes.size()) - 2;
-  Params p = problem(op, sizes, {kernel, stride, padding, dilation});
+  Params p = problem(op, sizes, window);
   for (int d = kSpatial - dims; d < kSpatial; ++d) {
     p.out[d] = pooled_size(p.window, d, p.in[d], ceil_mode);
     check_pooled_size(op, p.window, d, p.in[d], p.out[d]);
@@ -89,9 +79,9 @@ std::tuple<Tensor, Tensor> forward(Tensor input, Ints kernel, Ints stride, Ints 
 }
 
 // What backward and gather share: the problem that `argmax` was recorded in.
-Params recorded_problem(const std::string& op, const Ints& input_size, const Geometry& g,
+Params recorded_problem(const std::string& op, const Ints& input_size, const Ints& window,
                         const Tensor& argmax) {
-  Params p = problem(op, input_size, g);
+  Params p = problem(op, input_size, window);
   const Ints pooled = sizes_of(argmax);
   check(pooled.size() == input_size.size() && pooled[0] == p.n && pooled[1] == p.c, op, ": argmax of size ",
         Shape{pooled}, " does not belong to an input of size ", Shape{input_size});
@@ -123,10 +113,9 @@ Params recorded_problem(const std::string& op, const Ints& input_size, const Geo
   return p;
 }
 
-Tensor backward(Tensor grad_output, Tensor argmax, Ints input_size, Ints kernel, Ints stride, Ints padding,
-                Ints dilation) {
+Tensor backward(Tensor grad_output, Tensor argmax, Ints input_size, Ints window) {
   const std::string op = op_name(input_size) + "_backward";
-  Params p = recorded_problem(op, input_size, {kernel, stride, padding, dilation}, argmax);
+  Params p = recorded_problem(op, input_size, window, argmax);
   const Ints grad_sizes = sizes_of(grad_output), pooled = sizes_of(argmax);
   check(grad_sizes == pooled, op, ": grad_output of size ", Shape{grad_sizes}, " must have argmax's size ",
         Shape{pooled});
@@ -142,10 +131,10 @@ Tensor backward(Tensor grad_output, Tensor argmax, Ints input_size, Ints kernel,
   return grad_input;
 }
 
-Tensor gather_recorded(Tensor x, Tensor argmax, Ints kernel, Ints stride, Ints padding, Ints dilation) {
+Tensor gather_recorded(Tensor x, Tensor argmax, Ints window) {
   const Ints sizes = sizes_of(x);
   const std::string op = op_name(sizes) + "_gather";
-  Params p = recorded_problem(op, sizes, {kernel, stride, padding, dilation}, argmax);
+  Params p = recorded_problem(op, sizes, window, argmax);
   check_same_device(op.c_str(), "x", x, "argmax", argmax);
   p.dtype = float_dtype(op.c_str(), "x", x);
   Tensor values = empty(x, sizes_of(argmax), suggested_layout(argmax));
@@ -159,15 +148,11 @@ Tensor gather_recorded(Tensor x, Tensor argmax, Ints kernel, Ints stride, Ints p
 
 STABLE_TORCH_LIBRARY_FRAGMENT(convnorm, m) {
   m.def(
-      "max_pool_forward(Tensor input, SymInt[] kernel, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "
-      "bool ceil_mode, int record) -> (Tensor output, Tensor argmax)");
+      "max_pool_forward(Tensor input, SymInt[] window, bool ceil_mode, int record) "
+      "-> (Tensor output, Tensor argmax)");
   m.def(
-      "max_pool_backward(Tensor grad_output, Tensor argmax, SymInt[] input_size, SymInt[] kernel, SymInt[] "
-      "stride, "
-      "SymInt[] padding, SymInt[] dilation) -> Tensor");
-  m.def(
-      "max_pool_gather(Tensor x, Tensor argmax, SymInt[] kernel, SymInt[] stride, SymInt[] padding, "
-      "SymInt[] dilation) -> Tensor");
+      "max_pool_backward(Tensor grad_output, Tensor argmax, SymInt[] input_size, SymInt[] window) -> Tensor");
+  m.def("max_pool_gather(Tensor x, Tensor argmax, SymInt[] window) -> Tensor");
 }
 
 CONVNORM_LIBRARY_IMPL(m) {

@@ -34,6 +34,28 @@ CONVNORM_INLINE inline void each_vector_in_quarters(std::int64_t length, F f) {
   each_vector_from<C>(groups * 4 * L, length, f);
 }
 
+// Planes of as many whole vectors as 7x7 has, ResNet's last: short enough for what surrounds a loop to
+// decide, so their vectors are written out. `last` has the lanes of the last one that the whole ones leave.
+template <class C>
+inline constexpr std::int64_t kShort = 49 / kLanes<C>;
+
+template <class C>
+inline bool is_short(std::int64_t length) {
+  return length / kLanes<C> == kShort<C>;
+}
+template <class C>
+inline ivec<C> last_of_short(std::int64_t length) {
+  return lanes_from<C>(kLanes<C> - length % kLanes<C>);
+}
+
+template <class C, class F>
+CONVNORM_INLINE inline void each_vector_of_short(std::int64_t length, ivec<C> last, F f) {
+  constexpr std::int64_t L = kLanes<C>;
+#pragma GCC unroll 16
+  for (int v = 0; v < kShort<C>; ++v) f(v % 4, v * L, Whole{}, ivec<C>{} - 1);
+  f(kAlone, length - L, Whole{}, last);
+}
+
 // Streaming pays once all operands together are larger than a core's share of the caches.
 template <class T>
 inline bool worth_streaming(const NormView& x, int operands) {

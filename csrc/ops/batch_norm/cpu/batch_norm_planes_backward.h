@@ -39,9 +39,11 @@ struct PlanesBackward {
   }
 
   // Vectors are added by four in C, then in more digits: that hides behind the memory. k: channel c first.
+  template <bool kIsShort>
   Sums sums(const C* at, std::int64_t c, std::int64_t s0, std::int64_t s1, T* tile) const {
     const Coefficients<C> k(const_cast<C*>(at));
     const auto center = splat<C>(*k.center()), scale = splat<C>(*k.scale()), shift = splat<C>(*k.shift());
+    const ivec<C> last = last_of_short<C>(g.inner);
     PairSums<C> total;
     for (std::int64_t s = s0; s < s1; ++s) {
       const std::int64_t n = g.plane(s), begin = g.begin(s), length = g.length(s);
@@ -49,24 +51,27 @@ struct PlanesBackward {
       const T* xs = x.get(n, c, begin, length, tile + kSegment);
       const T* ys = kMask == Mask::from_out ? out.get(n, c, begin, length, tile + 2 * kSegment) : xs;
       vec<C> g4{}, dot4{};
-      each_vector_in_quarters<C>(
-          length, [&](int way, std::int64_t i, auto access, ivec<C> on) CONVNORM_INLINE {
-            const vec<C> d = access.get(xs + i) - center;
-            const vec<C> gv = masked<C>(passed(access.get(gs + i), ys + i, access, d, scale, shift), on);
-            g4 += gv;
-            dot4 += gv * d;
-            if (PairSums<C>::kTerms > 1 && way != 3) return;
-            total.add(g4, dot4);
-            g4 = dot4 = vec<C>{};
-          });
+      const auto add = [&](int way, std::int64_t i, auto access, ivec<C> on) CONVNORM_INLINE {
+        const vec<C> d = access.get(xs + i) - center;
+        const vec<C> gv = masked<C>(passed(access.get(gs + i), ys + i, access, d, scale, shift), on);
+        g4 += gv;
+        dot4 += gv * d;
+        if (PairSums<C>::kTerms > 1 && way != 3) return;
+        total.add(g4, dot4);
+        g4 = dot4 = vec<C>{};
+      };
+      if constexpr (kIsShort)
+        each_vector_of_short<C>(length, last, add);
+      else
+        each_vector_in_quarters<C>(length, add);
       total.add(g4, dot4);  // at most four vectors that made no group
     }
     return {total.g_sum(), total.dot_sum()};
   }
 
-  template <bool kGradResidual>
-  void update(const C* at, std::int64_t n, std::int64_t c, std::int64_t begin, std::int64_t length,
-              T* tile) const {
+  template <bool kGradResidual, bool kIsShort>
+  CONVNORM_INLINE inline void update(const C* at, std::int64_t n, std::int64_t c, std::int64_t begin,
+                                     std::int64_t length, T* tile) const {
     const Coefficients<C> k(const_cast<C*>(at));
     const T* gs = grad.get(n, c, begin, length, tile);
     const T* xs = x.get(n, c, begin, length, tile + kSegment);
@@ -78,26 +83,38 @@ struct PlanesBackward {
     const T* aligned = kGradResidual ? grad_residual : grad_input;
     const auto center = splat<C>(*k.center()), scale = splat<C>(*k.scale()), shift = splat<C>(*k.shift());
     const auto slope = splat<C>(*k.slope()), along = splat<C>(*k.along()), level = splat<C>(*k.level());
-    each_vector<C>(length, stream && can_stream(aligned, length),
-                   [&](int, std::int64_t i, auto access, ivec<C>) CONVNORM_INLINE {
-                     const vec<C> d = access.get(xs + i) - center;
-                     const vec<C> gv = passed(access.get(gs + i), ys + i, access, d, scale, shift);
-                     if constexpr (kGradResidual) access.put(grad_residual + i, gv);
-                     if (!kGradResidual || grad_input)
-                       access.put(grad_input + i, ((gv - level) - d * along) * slope);
-                   });
+    const auto write = [&](int, std::int64_t i, auto access, ivec<C>) CONVNORM_INLINE {
+      const vec<C> d = access.get(xs + i) - center;
+      const vec<C> gv = passed(access.get(gs + i), ys + i, access, d, scale, shift);
+      if constexpr (kGradResidual) access.put(grad_residual + i, gv);
+      if (!kGradResidual || grad_input) access.put(grad_input + i, ((gv - level) - d * along) * slope);
+    };
+    if constexpr (kIsShort)
+      each_vector_of_short<C>(length, ivec<C>{}, write);
+    else
+      each_vector<C>(length, stream && can_stream(aligned, length), write);
   }
 
   bool writes() const { return p.grad_input.data || p.grad_residual.data; }
   bool needs_sums() const { return !p.sums_given && (p.want_affine || (p.train && p.grad_input.data)); }
 
   // at: the coefficients of channel c0 and those after it.
+  template <bool kGradResidual, bool kIsShort>
   void write(const C* at, std::int64_t c0, std::int64_t width, std::int64_t s0, std::int64_t s1,
              T* tile) const {
     for (std::int64_t s = s1 - 1; s >= s0; --s)
       for (std::int64_t c = 0; c < width; ++c)
-        p.grad_residual.data ? update<true>(at + c, g.plane(s), c0 + c, g.begin(s), g.length(s), tile)
-                             : update<false>(at + c, g.plane(s), c0 + c, g.begin(s), g.length(s), tile);
+        update<kGradResidual, kIsShort>(at + c, g.plane(s), c0 + c, g.begin(s), g.length(s), tile);
+  }
+  void write(const C* at, std::int64_t c0, std::int64_t width, std::int64_t s0, std::int64_t s1,
+             T* tile) const {
+    const bool plane_is_short = is_short<C>(g.inner);
+    if (p.grad_residual.data)
+      plane_is_short ? write<true, true>(at, c0, width, s0, s1, tile)
+                     : write<true, false>(at, c0, width, s0, s1, tile);
+    else
+      plane_is_short ? write<false, true>(at, c0, width, s0, s1, tile)
+                     : write<false, false>(at, c0, width, s0, s1, tile);
   }
 
   void set_sums(std::int64_t c, const Sums& sums) const {
@@ -116,7 +133,8 @@ struct PlanesBackward {
         forward_coefficients(p, c0, width, k);
         if (needs_sums()) {
           for (std::int64_t c = 0; c < width; ++c)
-            set_sums(c0 + c, sums(k.at + c, c0 + c, 0, g.segments, tile));
+            set_sums(c0 + c, is_short<C>(g.inner) ? sums<true>(k.at + c, c0 + c, 0, g.segments, tile)
+                                                  : sums<false>(k.at + c, c0 + c, 0, g.segments, tile));
           weight_gradients(p, c0, width, k);
         }
         if (!writes()) continue;
@@ -142,7 +160,7 @@ struct PlanesBackward {
 
   void chunked_sums(const Coefficients<C>& k, Sums* partial) const {
     each_chunk([&](std::int64_t t, std::int64_t c, std::int64_t s0, std::int64_t s1, T* tile) {
-      partial[t] = sums(k.at + c, c, s0, s1, tile);
+      partial[t] = sums<false>(k.at + c, c, s0, s1, tile);
     });
     for (std::int64_t c = 0; c < g.channels; ++c) {
       Sums total;

@@ -6,5 +6,5 @@
 #include "ops/max_pool/cpu/adaptive_max_pool_spread.h"
 
 namespace convnorm::max_pool {
-const AdaptiveKernels adaptive_generic{adaptive_channels, adaptive_planes, spread_channels};
+const AdaptiveKernels adaptive_generic{adaptive_channels, adaptive_planes, spread_channels, nullptr};
 }  // namespace convnorm::max_pool
