@@ -15,6 +15,7 @@ from torch import nn
 
 import convnorm.functional as CF
 import convnorm.nn as CN
+from convnorm.backends import using_winograd
 from convnorm.testing import assert_accurate, assert_same
 from tests.specs import evaluate, without_onednn
 from tests.specs.conv import SPEC
@@ -135,6 +136,33 @@ def test_six_5x5_filters_without_padding():
     assert CN.Conv2d(3, 6, 5)(torch.randn(1, 3, 32, 32)).shape == (1, 6, 28, 28)
     assert CN.Conv2d(3, 6, 5)(torch.randn(2, 3, 32, 32)).shape == (2, 6, 28, 28)
     assert CN.Conv2d(3, 6, 5)(torch.randn(3, 32, 32)).shape == (6, 28, 28)
+
+
+PARTS_OF_VECTORS = [  # input, filters, padding: results whose channels are not whole vectors
+    ((2, 3, 32, 32), (10, 3, 5, 5), 2),
+    ((2, 1, 28, 28), (6, 1, 5, 5), 0),
+    ((3, 16, 13, 41), (5, 16, 3, 3), 1),
+    ((2, 7, 9, 33), (12, 7, 2, 3), 0),
+    ((1, 40, 6, 5), (1, 40, 3, 3), 1),
+    ((2, 3, 20, 20), (8, 3, 3, 3), 1),
+    ((2, 24, 11, 11), (50, 24, 1, 1), 0),
+    ((2, 9, 10, 300), (33, 9, 3, 3), 1),
+    ((5, 600, 7, 7), (513, 600, 3, 3), 1),
+]
+
+
+@pytest.mark.parametrize("x, filters, padding", PARTS_OF_VECTORS, ids=str)
+@pytest.mark.parametrize("act", [None, "relu"])
+def test_channels_last_results_end_within_a_vector(x, filters, padding, act):
+    x, w, b = integers(*x), integers(*filters), integers(filters[0])
+    with using_winograd(False):
+        expected = F.conv2d(x.double(), w.double(), b.double(), padding=padding).float()
+        residual = integers(*expected.shape)
+        x, w, residual = (t.contiguous(memory_format=torch.channels_last) for t in (x, w, residual))
+        assert_same(CF.conv2d(x, w, b, padding=padding), expected.contiguous(memory_format=torch.channels_last))
+        ours = CF.conv2d_act(x, w, b, padding=padding, residual=residual, act=act)
+    expected = expected + residual
+    assert torch.equal(ours, expected.relu() if act else expected)
 
 
 def test_1x1_is_one_linear_layer_at_each_pixel():

@@ -82,10 +82,15 @@ struct TileBlock {
   const std::int64_t* c_rows;  // row m of tile row i starts at c + c_rows[i * MR + m]
   std::int64_t c_step;         // from one tile's columns to the next's
   Start start;
-  const C* bias;      // row_bias: a value per row; col_bias: one per column
-  const C* residual;  // of complete sums: laid out as c, added to it; or null
-  bool relu;          // then c = max(0, c)
+  const C* bias;       // row_bias: a value per row; col_bias: one per column
+  const C* residual;   // of complete sums: laid out as c, added to it; or null
+  bool relu;           // then c = max(0, c)
+  std::int64_t lanes;  // written of the last vector of columns; 0: all. Only where kMasked
 };
+
+// Whether rows of c may end within a vector: where masked loads and stores cost no more than whole ones.
+template <class C>
+inline constexpr bool kMasked = CONVNORM_VECTOR_BYTES == 64 && std::is_same_v<C, float>;
 
 // Keeps a value that an inner loop reads out of the vector registers.
 template <class V>
@@ -201,14 +206,31 @@ inline void accumulate(vec<C> (&acc)[MR][2], std::int64_t depth, const C* const 
   }
 }
 
+// acc += the tile at c, whose last vector has `lanes` columns.
+template <class C, int MR, int NV>
+inline void add_tile(vec<C> (&acc)[MR][NV], const C* c, const std::int64_t* c_rows, std::int64_t lanes) {
+  for (int m = 0; m < MR; ++m)
+    for (int v = 0; v < NV; ++v) {
+      const C* at = c + c_rows[m] + v * kLanes<C>;
+      acc[m][v] += kMasked<C> && v == NV - 1 ? load_n(at, lanes) : load(at);
+    }
+}
+
+template <class C, int MR, int NV>
+inline void store_tile_rows(const vec<C> (&acc)[MR][NV], C* c, const std::int64_t* c_rows,
+                            std::int64_t lanes) {
+  for (int m = 0; m < MR; ++m)
+    for (int v = 0; v < NV; ++v) {
+      C* at = c + c_rows[m] + v * kLanes<C>;
+      kMasked<C>&& v == NV - 1 ? store_n(at, acc[m][v], lanes) : store(at, acc[m][v]);
+    }
+}
+
 // What is done with complete sums while they are in registers.
 template <class C, int MR, int NV>
-inline void finish(vec<C> (&acc)[MR][NV], const TileBlock<C>& t, const C* c, const std::int64_t* c_rows) {
-  if (t.residual) {
-    const C* residual = t.residual + (c - t.c);
-    for (int m = 0; m < MR; ++m)
-      for (int v = 0; v < NV; ++v) acc[m][v] += load(residual + c_rows[m] + v * kLanes<C>);
-  }
+inline void finish(vec<C> (&acc)[MR][NV], const TileBlock<C>& t, const C* c, const std::int64_t* c_rows,
+                   std::int64_t lanes) {
+  if (t.residual) add_tile<C, MR, NV>(acc, t.residual + (c - t.c), c_rows, lanes);
   if (!t.relu) return;
   for (int m = 0; m < MR; ++m)
     for (int v = 0; v < NV; ++v) acc[m][v] = relu(acc[m][v]);
@@ -219,9 +241,9 @@ template <class C, int MR, int NV>
 inline void fold(vec<C> (&acc)[MR][NV], const TileBlock<C>& t, C* c, const std::int64_t* c_rows, Start start,
                  const C* bias, bool last) {
   constexpr int L = kLanes<C>;
+  const std::int64_t lanes = t.lanes ? t.lanes : L;
   if (start == Start::add_to_c) {
-    for (int m = 0; m < MR; ++m)
-      for (int v = 0; v < NV; ++v) acc[m][v] += load(c + c_rows[m] + v * L);
+    add_tile<C, MR, NV>(acc, c, c_rows, lanes);
   } else if (start == Start::row_bias) {
     for (int m = 0; m < MR; ++m)
       for (int v = 0; v < NV; ++v) acc[m][v] += splat<C>(bias[m]);
@@ -229,11 +251,9 @@ inline void fold(vec<C> (&acc)[MR][NV], const TileBlock<C>& t, C* c, const std::
     for (int m = 0; m < MR; ++m)
       for (int v = 0; v < NV; ++v) acc[m][v] += load(bias + v * L);
   }
-  if (last) finish(acc, t, c, c_rows);
-  for (int m = 0; m < MR; ++m)
-    for (int v = 0; v < NV; ++v) store(c + c_rows[m] + v * L, acc[m][v]);
+  if (last) finish(acc, t, c, c_rows, lanes);
+  store_tile_rows<C, MR, NV>(acc, c, c_rows, lanes);
 }
-
 template <class C, int MR, int NV>
 inline void clear(vec<C> (&acc)[MR][NV]) {
   for (int m = 0; m < MR; ++m)

@@ -154,7 +154,8 @@ void windows_across(const Task<C>& t, std::int64_t i) {
   copy_window<D>(d, t.group, b, shape, at, t.work.patches);
   TileBlock<C> tiles = channel_tiles<C, Form::windowed>(t, b, block_weights(t, b), i == 0);
   tiles.b_rows = t.work.window;
-  const std::int64_t whole = std::is_same_v<C, D> ? width / kCols<C> * kCols<C> : 0;
+  const bool rows_fit = std::is_same_v<C, D> && !t.plan->turned;
+  const std::int64_t whole = rows_fit ? width / kCols<C> * kCols<C> : 0;
   C* buffer = t.work.tiles;
   for (std::int64_t y = 0; y < lines; ++y) {
     const C* row = t.work.patches + y * d.axis[1].step * shape.pitch;
@@ -163,7 +164,7 @@ void windows_across(const Task<C>& t, std::int64_t i) {
     for (std::int64_t x = whole; x < width; x += kCols<C>, buffer += kCols<C> * channels) {
       const std::int64_t n = imin(kCols<C>, width - x);
       tiles.b = row + x;
-      const bool direct = std::is_same_v<C, D> && n % kLanes<C> == 0;
+      const bool direct = rows_fit && n % kLanes<C> == 0;
       pixel_columns<C, D, Form::windowed>(t, tiles, y * width + x, n, direct ? nullptr : buffer, last);
     }
   }

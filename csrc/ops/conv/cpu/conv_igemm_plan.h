@@ -18,6 +18,7 @@ struct Plan {
   bool paired;       // two groups of a vector of channels each, side by side in a tile
   bool pixel_rows;   // pixels across: all that is packed of a channel is a row of the source's pixels
   bool source_rows;  // and it is read where it lies
+  bool turned;       // pixels across, few channels at distance 1 in the destination
   bool windowed;     // a padded copy in place of patches: copied, or rows of pixels, shifted by each tap
   Cut cut;
   std::int64_t run_taps;  // copied: taps that are one stretch, a row of the window or one
@@ -112,11 +113,15 @@ inline bool window_rows_join(const Dense& d) {
 // Whether pixels are read from a padded copy, where neighbours are at one distance: pointers to them, which
 // for 10 filters of 5x5x3 took as long as the sums, are then not needed, nor as many registers. The copy is
 // shared by all filters and taps. A dilated window skips much of its padding by pointers.
+// Tasks are then pixels of one plane: where planes are small and weights exceed L2, those of several images
+// had better share a pass over the weights.
 inline bool copy_serves(const Dense& d) {
   const Axis &h = d.axis[1], &w = d.axis[2];
   const bool tight = (h.taps < 2 || h.offset_step * h.offset_step == 1) &&
                      (w.taps < 2 || w.offset_step * w.offset_step == 1);
-  return d.src_c == 1 && d.groups == 1 && w.source_stride == d.red_c && tight &&
+  const bool passes = d.n > 1 && 2 * d.axis[1].out * d.axis[2].out < kPixelBlock &&
+                      tap_count(d) * d.red_c * d.out_c * std::int64_t(sizeof(float)) > 4 * kWeightBytes;
+  return d.src_c == 1 && d.groups == 1 && w.source_stride == d.red_c && tight && !passes &&
          (window_rows_join(d) || tap_count(d) > 2);
 }
 
@@ -126,13 +131,21 @@ inline bool copy_serves(const Dense& d) {
 template <class C>
 bool window_beats_patches(const Dense& d, const Cut& cut) {
   const Axis& w = d.axis[2];
-  if (w.taps < 2 || w.step != 1 || w.source_stride != 1 || w.out_stride != 1 || cut.tap_blocks > 1)
-    return false;
+  if (w.taps < 2 || w.step != 1 || cut.tap_blocks > 1) return false;
   const std::int64_t rest = w.out % kCols<C>;
   const std::int64_t columns = w.out / kCols<C> * kCols<C> + (rest > kLanes<C> ? kCols<C>
                                                               : rest > 0       ? kLanes<C> * 5 / 4
                                                                                : 0);
   return columns * d.out_c < w.out * (d.out_c + 10);
+}
+
+// Few filters leave most of a vector of channels empty. Pixels across, a term costs out_c cycles for 32 of
+// them instead of 17, and turning a pixel on its way out what 8 or so cycles save.
+template <class C>
+bool pixels_serve(const Dense& d) {
+  return kMasked<C> && d.dst_c == 1 && d.out_c <= kRows && d.groups == 1 &&
+         tap_count(d) * d.red_c * (17 - d.out_c) >= 272 &&
+         window_beats_patches<C>(d, make_cut(d, false, most_depth(d, false), 1));
 }
 
 // Tasks of whole rows of one plane, as many as make about kPixelBlock pixels; long rows are cut.
@@ -174,7 +187,9 @@ inline std::int64_t chain(const Cut& cut) {
 template <class C>
 Plan<C> make_plan(const Dense& d, bool same_type) {
   Plan<C> p{};
-  p.channel_rows = d.dst_c == 1 && !(d.out_c == 1 && d.axis[2].out_stride == 1);
+  const bool unit_rows = d.axis[2].source_stride == 1 && d.axis[2].out_stride == 1;
+  p.turned = same_type && pixels_serve<C>(d);
+  p.channel_rows = d.dst_c == 1 && !(d.out_c == 1 && d.axis[2].out_stride == 1) && !p.turned;
   p.pixels = d.n * d.axis[0].out * d.axis[1].out * d.axis[2].out;
   p.copied = p.channel_rows && p.pixels > 0 && copy_serves(d) && copy_bytes<C>(d) <= kCopyBytes;
   p.run_taps = p.copied && window_rows_join(d) ? d.axis[2].taps : 1;
@@ -191,7 +206,8 @@ Plan<C> make_plan(const Dense& d, bool same_type) {
   p.chain = chain(p.cut);
   p.pixel_rows = !p.channel_rows && same_type && pixels_follow(d, p.cut) && d.axis[2].source_stride == 1;
   p.source_rows = p.pixel_rows && source_rows_serve<C>(d);
-  p.windowed = p.copied || (!p.channel_rows && p.pixels > 0 && window_beats_patches<C>(d, p.cut));
+  p.windowed = p.copied || (!p.channel_rows && p.pixels > 0 && (unit_rows || p.turned) &&
+                            window_beats_patches<C>(d, p.cut));
   if (p.windowed) cut_planes(d, p);
   if (!p.channel_rows) {
     const std::int64_t most = imax(1, p.most_pixels()), spans = ceil_div(most, pixel_span<C>(d, p.cut));

@@ -81,6 +81,20 @@ template <class C, class D>
     }
 }
 
+// The same where rows are at most a vector of channels at distance 1: squares are turned in registers.
+template <class C>
+void flush_turned(const C* buffer, C* dst, std::int64_t channels, const std::int64_t* pixels,
+                  std::int64_t count) {
+  constexpr std::int64_t L = kLanes<C>;
+  for (std::int64_t n = 0; n < count; n += L) {
+    vec<C> square[L];
+    for (std::int64_t i = 0; i < L; ++i)
+      square[i] = i < channels ? load(buffer + i * kCols<C> + n) : vec<C>{};
+    transpose<C>(square);
+    for (std::int64_t i = 0; i < imin(L, count - n); ++i) store_n(dst + pixels[n + i], square[i], channels);
+  }
+}
+
 // Writes a column of buffered tiles: row m, column n goes to dst + rows[m] + columns[n], or to consecutive
 // columns if that is null.
 template <class C, class D>
@@ -88,6 +102,8 @@ void flush(const Dense& d, C* buffer, D* dst, const std::int64_t* rows, std::int
            const std::int64_t* columns, std::int64_t column_count) {
   if (d.residual || d.relu)
     finish_buffer(buffer, residual_at(d, dst), d.relu, rows, row_count, columns, column_count);
+  if constexpr (std::is_same_v<C, D> && kMasked<C>)
+    if (columns && d.dst_c == 1) return flush_turned(buffer, dst, row_count, columns, column_count);
   for (std::int64_t m = 0; m < row_count; ++m, buffer += kCols<C>) {
     D* to = dst + rows[m];
     if (columns) {

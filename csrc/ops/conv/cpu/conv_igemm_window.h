@@ -8,8 +8,8 @@
 // In NHWC the same copy, with pixels of all channels, is read by taps, or with few channels by rows of the
 // window: P[pixel][(t, c)] = copy + runs[t] + h * pitch + w * step * channels + c.
 //
-// NCHW for unit steps along w. Nothing is packed per tap, but a row of outputs is a unit of tiles: 14 pixels
-// take 16.
+// NCHW for unit steps along w, and NHWC of few filters, whose results are turned as they are written. Nothing
+// is packed per tap, but a row of outputs is a unit of tiles: 14 pixels take 16.
 //
 // Include after conv_igemm_plan.h.
 #pragma once
@@ -57,12 +57,13 @@ inline void window_rows(const Dense& d, const Block& b, const WindowShape& s, st
           *rows++ = (c - b.c0) * s.channel + (i * s.h.size + s.h.place(j)) * s.pitch + s.w.place(k);
 }
 
-// n positions from `first` of a source row, zero outside [0, size).
+// n positions from `first` of a source row, `step` apart, zero outside [0, size).
 template <class S, class C>
-void copy_padded(C* to, const S* row, std::int64_t first, std::int64_t n, std::int64_t size) {
+void copy_padded(C* to, const S* row, std::int64_t first, std::int64_t n, std::int64_t size,
+                 std::int64_t step) {
   const std::int64_t lo = imin(n, imax(0, -first)), hi = imax(lo, imin(n, size - first));
   zero(to, lo);
-  copy_run(to + lo, row + first + lo, hi - lo);
+  copy_strided(to + lo, row + (first + lo) * step, step, hi - lo);
   zero(to + hi, n - hi);
 }
 
@@ -79,7 +80,8 @@ void copy_image(const Dense& p, const S* image, const WindowShape& s, const Segm
         zero(to, s.pitch);
       else
         copy_padded(to, image + in_d * ad.source_stride + in_h * ah.source_stride,
-                    (at.w * aw.step + s.w.first) * together, s.pitch, aw.source * together);
+                    (at.w * aw.step + s.w.first) * together, s.pitch, aw.source * together,
+                    together == 1 ? aw.source_stride : 1);
     }
   }
 }
