@@ -62,9 +62,8 @@ def freeze(model: nn.Module, *, exclude: Selectors = ()) -> FreezeReport:
 
     A convolution lays its weights out for the kernel at every call. For one image that takes a tenth to a fifth of
     a network's time. A frozen one does it at its first call of each input shape and keeps the result: a copy of its
-    weights in float32 (in float64 of float64 ones), 36 values a filter and channel (four times the
-    weights of 3x3) for layers that Winograd computes by tiles.
-    The results are the same, bit for bit.
+    weights in float32 (in float64 of float64 ones); 36 values a filter and channel, four times 3x3, for layers that
+    Winograd computes by tiles. The results are the same, bit for bit.
 
     Frozen are convnorm's own ``Conv1d``, ``2d``, ``3d`` and ``ConvAct1d``, ``2d``, ``3d`` on the CPU: call
     :func:`convnorm.convert` first, and :func:`convnorm.fold` or :func:`convnorm.fuse`, which change weights. Calls

@@ -50,6 +50,7 @@ Window pool_window(const std::string& op, const std::vector<std::int64_t>& value
   check_pool_window(op, w, dims);
   return w;
 }
+
 std::int64_t pooled_size(const Window& w, int d, std::int64_t in, bool ceil_mode) {
   const std::int64_t span = in + 2 * w.pad[d] - reach(w, d);
   const std::int64_t out = floor_div(span + (ceil_mode ? w.stride[d] - 1 : 0), w.stride[d]) + 1;

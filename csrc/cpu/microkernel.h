@@ -222,7 +222,7 @@ inline void store_tile_rows(const vec<C> (&acc)[MR][NV], C* c, const std::int64_
   for (int m = 0; m < MR; ++m)
     for (int v = 0; v < NV; ++v) {
       C* at = c + c_rows[m] + v * kLanes<C>;
-      kMasked<C>&& v == NV - 1 ? store_n(at, acc[m][v], lanes) : store(at, acc[m][v]);
+      (kMasked<C> && v == NV - 1) ? store_n(at, acc[m][v], lanes) : store(at, acc[m][v]);
     }
 }
 
@@ -254,6 +254,7 @@ inline void fold(vec<C> (&acc)[MR][NV], const TileBlock<C>& t, C* c, const std::
   if (last) finish(acc, t, c, c_rows, lanes);
   store_tile_rows<C, MR, NV>(acc, c, c_rows, lanes);
 }
+
 template <class C, int MR, int NV>
 inline void clear(vec<C> (&acc)[MR][NV]) {
   for (int m = 0; m < MR; ++m)

@@ -142,8 +142,10 @@ const char* grouped_weight_refusal(const Params& p);
 template <int kVectorBytes>
 const char* col2im_refusal(const Params& p);
 
-// --- Winograd: windows of 2x2 to 5x5 at stride 1, float32, in 1/4 to 4/11 of the products
-// (cpu/conv_winograd_*)
+// --- Winograd: 36 products per tile of outputs, float32, stride 1, 2x2 to 5x5 (cpu/conv_winograd_*)
+
+// Outputs of a tile along an axis: they read 6 inputs.
+constexpr int winograd_tile(std::int64_t taps) { return static_cast<int>(7 - taps); }
 
 // Why a problem cannot, or had better not, be computed so; null when it should.
 const char* winograd_refusal(const Params& p);

@@ -19,7 +19,7 @@ bool& enabled() {
 
 // Tiles along an axis: each of the images that a dilated window interleaves has its own.
 std::int64_t tiles_along(std::int64_t out, std::int64_t taps, std::int64_t dil) {
-  const std::int64_t tile = 7 - taps;
+  const std::int64_t tile = winograd_tile(taps);
   return dil * (((out + dil - 1) / dil + tile - 1) / tile);
 }
 

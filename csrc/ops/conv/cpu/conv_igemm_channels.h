@@ -60,8 +60,8 @@ void channels_across(const Task<C>& t, const Block& b, const C* weights, bool fi
   for (std::int64_t i = t.panel0; i < t.panel1;) {
     const std::int64_t k0 = t.plan->first_channel(i, d.out_c), channels = d.out_c - k0;
     const std::int64_t lanes = imin(kCols<C>, channels), full = imin(t.panel1 - i, channels / kCols<C>);
-    const bool whole = lanes % kLanes<C> == 0, direct = std::is_same_v<C, D> && (whole || kMasked<C>);
-    tiles.lanes = direct && !whole ? lanes % kLanes<C> : 0;
+    const bool direct = std::is_same_v<C, D> && (kMasked<C> || lanes % kLanes<C> == 0);
+    tiles.lanes = direct ? lanes % kLanes<C> : 0;
     D* dst = static_cast<D*>(d.dst) + t.group * d.out_c + k0;
     tiles.columns = direct && full > 1 && t.plan->weights_in_l2(b) ? full : 1;
     tiles.b = weights + i * kCols<C> * b.depth();

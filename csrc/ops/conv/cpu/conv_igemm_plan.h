@@ -187,10 +187,9 @@ inline std::int64_t chain(const Cut& cut) {
 template <class C>
 Plan<C> make_plan(const Dense& d, bool same_type) {
   Plan<C> p{};
-  const bool unit_rows = d.axis[2].source_stride == 1 && d.axis[2].out_stride == 1;
-  p.turned = same_type && pixels_serve<C>(d);
-  p.channel_rows = d.dst_c == 1 && !(d.out_c == 1 && d.axis[2].out_stride == 1) && !p.turned;
   p.pixels = d.n * d.axis[0].out * d.axis[1].out * d.axis[2].out;
+  p.turned = same_type && p.pixels > 0 && pixels_serve<C>(d);
+  p.channel_rows = d.dst_c == 1 && !(d.out_c == 1 && d.axis[2].out_stride == 1) && !p.turned;
   p.copied = p.channel_rows && p.pixels > 0 && copy_serves(d) && copy_bytes<C>(d) <= kCopyBytes;
   p.run_taps = p.copied && window_rows_join(d) ? d.axis[2].taps : 1;
   p.cut = make_cut(d, p.channel_rows, most_depth(d, p.channel_rows), p.run_taps);
@@ -206,8 +205,9 @@ Plan<C> make_plan(const Dense& d, bool same_type) {
   p.chain = chain(p.cut);
   p.pixel_rows = !p.channel_rows && same_type && pixels_follow(d, p.cut) && d.axis[2].source_stride == 1;
   p.source_rows = p.pixel_rows && source_rows_serve<C>(d);
-  p.windowed = p.copied || (!p.channel_rows && p.pixels > 0 && (unit_rows || p.turned) &&
-                            window_beats_patches<C>(d, p.cut));
+  const bool unit_rows = d.axis[2].source_stride == 1 && d.axis[2].out_stride == 1;
+  p.windowed = p.copied || p.turned ||
+               (!p.channel_rows && p.pixels > 0 && unit_rows && window_beats_patches<C>(d, p.cut));
   if (p.windowed) cut_planes(d, p);
   if (!p.channel_rows) {
     const std::int64_t most = imax(1, p.most_pixels()), spans = ceil_div(most, pixel_span<C>(d, p.cut));

@@ -38,31 +38,35 @@ inline Span inside(const Folding& f, std::int64_t phase) {
   return {lo, imax(lo, imin(f.q.input.size[2], ceil_div(f.p->input.size[2] - first, step)))};
 }
 
-// The phases (p_w, c) of a folded row from a row of the image; null: all padding.
-inline void fold_row(const Folding& f, const float* row, float* to) {
+// body(pixels inside, lane, where its pixel 0 lies in a row of the image) for the lanes (p_w, c) of a row.
+template <class Body>
+inline void each_lane(const Folding& f, Body&& body) {
   const View5& in = f.p->input;
-  const std::int64_t step = f.p->window.stride[2], pitch = f.q.input.stride[2], width = f.q.input.size[2];
-  for (std::int64_t phase = 0; phase < step; ++phase) {
-    const Span span = row ? inside(f, phase) : Span{width, width};
-    for (std::int64_t c = 0; c < in.c; ++c, ++to) {
-      for (std::int64_t x = 0; x < span.begin; ++x) to[x * pitch] = 0;
-      const float* from = row + (row ? c * in.stride_c + (phase - f.p->window.pad[2]) * in.stride[2] : 0);
-      for (std::int64_t x = span.begin; x < span.end; ++x) to[x * pitch] = from[x * step * in.stride[2]];
-      for (std::int64_t x = span.end; x < width; ++x) to[x * pitch] = 0;
-    }
+  for (std::int64_t phase = 0, lane = 0; phase < f.p->window.stride[2]; ++phase) {
+    const Span span = inside(f, phase);
+    for (std::int64_t c = 0; c < in.c; ++c, ++lane)
+      body(span, lane, c * in.stride_c + (phase - f.p->window.pad[2]) * in.stride[2]);
   }
 }
 
+// A row of the image to the lanes of a folded row; null: all padding.
+inline void fold_row(const Folding& f, const float* row, float* to) {
+  const std::int64_t step = f.p->window.stride[2] * f.p->input.stride[2];
+  const std::int64_t pitch = f.q.input.stride[2], width = f.q.input.size[2];
+  each_lane(f, [&](Span span, std::int64_t lane, std::int64_t first) {
+    if (!row) span = {width, width};
+    float* at = to + lane;
+    for (std::int64_t x = 0; x < span.begin; ++x) at[x * pitch] = 0;
+    for (std::int64_t x = span.begin; x < span.end; ++x) at[x * pitch] = row[first + x * step];
+    for (std::int64_t x = span.end; x < width; ++x) at[x * pitch] = 0;
+  });
+}
+
 inline void unfold_row(const Folding& f, const float* from, float* row) {
-  const View5& in = f.p->input;
-  const std::int64_t step = f.p->window.stride[2], pitch = f.q.input.stride[2];
-  for (std::int64_t phase = 0; phase < step; ++phase) {
-    const Span span = inside(f, phase);
-    for (std::int64_t c = 0; c < in.c; ++c, ++from) {
-      float* to = row + c * in.stride_c + (phase - f.p->window.pad[2]) * in.stride[2];
-      for (std::int64_t x = span.begin; x < span.end; ++x) to[x * step * in.stride[2]] = from[x * pitch];
-    }
-  }
+  const std::int64_t step = f.p->window.stride[2] * f.p->input.stride[2], pitch = f.q.input.stride[2];
+  each_lane(f, [&](Span span, std::int64_t lane, std::int64_t first) {
+    for (std::int64_t x = span.begin; x < span.end; ++x) row[first + x * step] = from[x * pitch + lane];
+  });
 }
 
 inline void fold_images(const Folding& f, std::int64_t n0) {

@@ -185,7 +185,7 @@ inline void output_panel(const Dense& d, const WinogradPlan& p, std::int64_t pan
   float* dst = static_cast<float*>(d.dst) + k * d.dst_c;
   with_taps(p.side, [&](auto taps) {
     each_run(p.grid, t0, t1, [&](const TileRun& run) {
-      output_run<tile_of(taps)>(d, p.grid, run, p.products(m), bias, lanes, dst, strip);
+      output_run<winograd_tile(taps)>(d, p.grid, run, p.products(m), bias, lanes, dst, strip);
     });
   });
 }

@@ -34,7 +34,7 @@ inline std::int64_t corner(const Grid& g, std::int64_t i, std::int64_t gap) {
 
 inline Grid make_grid(const Dense& d) {
   Grid g{};
-  g.tile = tile_of(d.axis[1].taps);
+  g.tile = winograd_tile(d.axis[1].taps);
   const auto along = [&](const Axis& a, std::int64_t& gap) {
     gap = imax(a.offset_step, -a.offset_step);
     return gap * ceil_div(ceil_div(a.out, gap), g.tile);

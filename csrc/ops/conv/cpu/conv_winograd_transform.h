@@ -3,22 +3,25 @@
 //
 // In one dimension, m outputs of an r-tap filter are the coefficients of a product of polynomials, found from
 // its values at 6 points; in two dimensions the same is done along both axes (Lavin & Gray 2015, "Fast
-// Algorithms for Convolutional Neural Networks"). For a 6x6 input tile d (neighbouring tiles overlap by r -
-// 1) and a filter g:
+// Algorithms for Convolutional Neural Networks"). For a 6x6 input tile d (neighbouring tiles overlap by
+// r - 1) and a filter g:
 //
 //   Y = A' [ sum over channels of (G g G') . (B' d B) ] A           . is element by element, ' transposes
 //
 // With the points 0, a, -a, b, -b and infinity (Toom and Cook's construction), p = 1/(2a2(a2-b2)) and
 // q = 1/(2b2(b2-a2)), B' is the same for all, A and G have a column for each output or tap:
 //
-//        | a2b2   0   -(a2+b2)   0      1  0 |      | 1/a2b2  0    0    ..  0   |         | 1  1   1   1   1
-//        0 | | 0    -ab2    -b2      a      1  0 |      | p     p a  p a2   ..      |    A' = | 0  a  -a   b
-//        -b  0 |
-//   B' = | 0     ab2    -b2     -a      1  0 |  G = | p    -p a  p a2   ..      |         | 0  a2  a2  b2  b2
-//   0 |
-//        | 0    -ba2    -a2      b      1  0 |      | q     q b  q b2   ..      |         |       .. | | 0
-//        ba2    -a2     -b      1  0 |      | q    -q b  q b2   ..      |         | 0       ..        1 | | 0
-//        a2b2     0    -(a2+b2)  0  1 |      | 0      0     0    ..  1   |
+//        | a2b2   0   -(a2+b2)   0      1  0 |        | 1/a2b2  0    0     ..  0 |
+//        | 0    -ab2    -b2      a      1  0 |        | p     p a  p a2    ..    |
+//   B' = | 0     ab2    -b2     -a      1  0 |    G = | p    -p a  p a2    ..    |
+//        | 0    -ba2    -a2      b      1  0 |        | q     q b  q b2    ..    |
+//        | 0     ba2    -a2     -b      1  0 |        | q    -q b  q b2    ..    |
+//        | 0    a2b2     0    -(a2+b2)  0  1 |        | 0     0    0       ..  1 |
+//
+//        | 1  1   1   1   1  0 |
+//   A' = | 0  a  -a   b  -b  0 |
+//        | 0  a2  a2  b2  b2 0 |
+//        |         ..          |    the last row ends in 1
 //
 // Rounding errors grow with the entries. The textbook's points, 1 and 2, lose 4 times as much as direct
 // sums; reciprocal points around 1 (Barabasz et al. 2020, "Error Analysis and Improving the Accuracy of
@@ -38,9 +41,6 @@ namespace {
 
 inline constexpr int kReach = 6, kPoints = kReach * kReach;  // inputs of a tile, products
 inline constexpr int kMostTaps = 5;                          // of a window, along either axis
-
-// Outputs of a tile along either axis.
-constexpr int tile_of(std::int64_t taps) { return static_cast<int>(kReach + 1 - taps); }
 
 // Calls body with the taps as a constant.
 template <class Body>

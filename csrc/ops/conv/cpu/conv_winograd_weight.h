@@ -103,8 +103,8 @@ inline void transform_chunk(const Dense& d, const WeightGradientPlan& p, std::in
         if (inputs) return input_panel(d, p, run, in, strip, to);
         const float* plane = s.data + run.n * s.n_stride + run.plane * d.axis[0].out_stride;
         with_taps(d.axis[1].taps, [&](auto taps) {
-          transform_run<tile_of(taps)>(s, p.grid, run, plane, k0, k1, strip,
-                                       {to.data - k0, to.row, to.plane});
+          transform_run<winograd_tile(taps)>(s, p.grid, run, plane, k0, k1, strip,
+                                             {to.data - k0, to.row, to.plane});
         });
       });
     }
