@@ -10,11 +10,10 @@ import torch.nn.functional as F
 
 import convnorm
 import convnorm.functional as CF
+from tests.isas import isas
 
 NN = convnorm.nn
 LAYOUTS = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
-ISAS = [isa for isa in ("generic", "avx2", "avx512") if isa in convnorm._C.build_info()["isas_built"]]
-ISAS = ISAS[: ISAS.index(convnorm._C.supported_isa()) + 1]
 PAIRS = [
     (NN.BatchNorm1d, torch.nn.BatchNorm1d, (6, 5, 7)),
     (NN.BatchNorm1d, torch.nn.BatchNorm1d, (6, 5)),
@@ -35,7 +34,7 @@ def exact(x, **kwargs):
 
 
 @LAYOUTS
-@pytest.mark.parametrize("isa", ISAS)
+@isas
 @pytest.mark.parametrize("offset", [0.0, 1e3, 1e4, 1e5, 1e6])
 def test_error_stays_below_1e5_for_any_mean(layout, isa, offset):
     x = (torch.randn(4, 20, 30, 31) + offset).to(memory_format=layout)

@@ -10,12 +10,10 @@ import convnorm
 from convnorm import backends, explain
 from convnorm.ops._fake import wants_channels_last
 from convnorm.testing import assert_accurate, assert_same
+from tests.isas import ISAS, isas
 from tests.specs import without_onednn
 
-ISAS = ["generic", "avx2", "avx512"]
-SUPPORTED = ISAS[: ISAS.index(convnorm._C.supported_isa()) + 1]
 LANES = {"generic": 4, "avx2": 8, "avx512": 16}
-isas = pytest.mark.parametrize("isa", SUPPORTED)
 
 
 def channels_last(t):
@@ -59,7 +57,7 @@ def problems(draw):
         (i + 2 * p - d * (k - 1) - 1) // s + 1
         for i, s, p, d, k in zip(size, stride, padding, dilation, kernel, strict=True)
     ]
-    isa = draw(st.sampled_from(SUPPORTED))
+    isa = draw(st.sampled_from(ISAS))
     channels, filters = draw(st.integers(1, LANES[isa] // 2)), draw(st.sampled_from([4, 5, 8, 12, 20, 33]))
     batch = draw(st.integers(1, 3))
     integers = lambda *shape: torch.randint(-4, 5, shape).float()  # noqa: E731

@@ -9,11 +9,10 @@ from torch.library import opcheck
 
 import convnorm
 from convnorm.testing import assert_accurate, assert_same
+from tests.isas import isas
 from tests.specs import DTYPES, cast, compare, evaluate, outputs_of
 
 small = pytest.mark.cases(small=True)
-ISAS = ["generic", "avx2", "avx512"]
-SUPPORTED = ISAS[: ISAS.index(convnorm._C.supported_isa()) + 1]
 
 
 def split(spec, inputs):
@@ -212,7 +211,7 @@ def test_any_number_of_threads_gives_the_same_bits(spec, case, layout):
             assert_same(value, expected[what], f"{what} with {threads} threads")
 
 
-@pytest.mark.parametrize("isa", SUPPORTED)
+@isas
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def test_every_instruction_set(spec, case, layout, dtype, isa):
     with convnorm.backends.using_isa(isa):

@@ -15,8 +15,9 @@ from torch import nn
 
 import convnorm.functional as CF
 import convnorm.nn as CN
-from convnorm.backends import using_winograd
+from convnorm.backends import set_isa, using_winograd
 from convnorm.testing import assert_accurate, assert_same
+from tests.isas import isas
 from tests.specs import evaluate, without_onednn
 from tests.specs.conv import SPEC
 
@@ -163,6 +164,34 @@ def test_channels_last_results_end_within_a_vector(x, filters, padding, act):
         ours = CF.conv2d_act(x, w, b, padding=padding, residual=residual, act=act)
     expected = expected + residual
     assert torch.equal(ours, expected.relu() if act else expected)
+
+
+LARGER_THAN_CACHES = [  # input, filters, stride, padding: results that are written around them
+    ((2, 3, 224, 224), (48, 3, 3, 3), 1, 1),
+    ((2, 3, 210, 223), (64, 3, 3, 3), 1, 1),  # rows in NCHW that are not whole lines
+    ((2, 3, 480, 480), (24, 3, 4, 4), (2, 1), 0),  # in channels_last
+    ((1, 104, 224, 224), (96, 104, 1, 1), 1, 0),  # several chains
+    ((1, 40, 200, 160), (136, 40, 3, 1), 1, (1, 0)),
+]
+
+
+@isas
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("x, filters, stride, padding", LARGER_THAN_CACHES, ids=str)
+def test_results_larger_than_the_caches(x, filters, stride, padding, layout, isa):
+    set_isa(isa)
+    x, w, b = integers(*x).requires_grad_(), integers(*filters), integers(filters[0])
+    y = F.conv2d(x, w, b, stride, padding)
+    assert y.numel() * 4 >= 16 << 20
+    residual, g = integers(*y.shape), integers(*y.shape)
+    (grad,) = torch.autograd.grad(y, x, g)
+    x, w, residual, g = (t.detach().contiguous(memory_format=layout) for t in (x, w, residual, g))
+    x.requires_grad_()
+    ours = CF.conv2d(x, w, b, stride, padding)
+    assert torch.equal(ours, y)
+    assert torch.equal(torch.autograd.grad(ours, x, g)[0], grad)
+    ours = CF.conv2d_act(x, w, b, stride, padding, residual=residual, act="relu")
+    assert torch.equal(ours, (y + residual).relu())
 
 
 def test_1x1_is_one_linear_layer_at_each_pixel():

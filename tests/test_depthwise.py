@@ -9,18 +9,15 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-import convnorm
 import convnorm.functional as CF
 from convnorm import backends, explain
 from convnorm.testing import assert_accurate, assert_same
+from tests.isas import ISAS, isas
 from tests.specs import DTYPES, LAYOUTS, cast, evaluate, torch_results, without_onednn
 from tests.specs.conv import SPEC
 
-ISAS = ["generic", "avx2", "avx512"]
-SUPPORTED = ISAS[: ISAS.index(convnorm._C.supported_isa()) + 1]
 CASES = [c for c in SPEC.cases if "depthwise" in c.reason and "two filters" not in c.reason]
 layouts = pytest.mark.parametrize("layout", LAYOUTS)
-isas = pytest.mark.parametrize("isa", SUPPORTED)
 
 
 def forced(isa):
@@ -130,7 +127,7 @@ def problems(draw):
     return inputs
 
 
-@given(problems(), st.sampled_from(SUPPORTED))
+@given(problems(), st.sampled_from(ISAS))
 def test_any_geometry_equals_torch(inputs, isa):
     with forced(isa):
         ours = evaluate(SPEC.ours, inputs, SPEC.grads, kind="integers")

@@ -11,6 +11,7 @@ import convnorm
 import convnorm.nn as CN
 from convnorm import backends, explain
 from convnorm.testing import assert_same
+from tests.isas import isas
 from tests.specs import LAYOUTS
 
 ops = torch.ops.convnorm
@@ -58,10 +59,8 @@ def test_packed_weights_give_the_same_bits(name, layout, dtype):
         assert_same(frozen, ops.conv_act(x, w, bias, r, *geometry, relu))
 
 
-@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
+@isas
 def test_every_instruction_set(isa):
-    if ["generic", "avx2", "avx512"].index(isa) > ["generic", "avx2", "avx512"].index(convnorm._C.supported_isa()):
-        pytest.skip("this processor lacks it")
     x, conv = torch.randn(2, 24, 13, 13), CN.Conv2d(24, 37, 3, padding=1).eval()
     frozen = copy.deepcopy(conv)
     convnorm.freeze(frozen)

@@ -11,12 +11,11 @@ import torch.nn.functional as F
 import convnorm
 import convnorm.functional as CF
 from convnorm.testing import assert_accurate
+from tests.isas import isas
 
 NN = convnorm.nn
 LAYOUTS = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
 GROUPS = pytest.mark.parametrize("groups", [1, 4, 20], ids=lambda g: f"{g} groups")
-ISAS = ("generic", "avx2", "avx512")
-ISAS = ISAS[: ISAS.index(convnorm._C.supported_isa()) + 1]
 
 
 def exact(x, groups, **kwargs):
@@ -29,7 +28,7 @@ def exact(x, groups, **kwargs):
 
 @LAYOUTS
 @GROUPS
-@pytest.mark.parametrize("isa", ISAS)
+@isas
 @pytest.mark.parametrize("offset", [0.0, 1e3, 1e4, 1e5, 1e6])
 def test_error_stays_below_1e5_for_any_mean(layout, groups, isa, offset):
     x = (torch.randn(3, 20, 30, 31) + offset).to(memory_format=layout)

@@ -4,13 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import convnorm
 import convnorm.functional as CF
 from convnorm import backends, explain
 from convnorm.testing import assert_same
+from tests.isas import ISAS, isas
 
-ISAS = ["generic", "avx2", "avx512"]
-SUPPORTED = ISAS[: ISAS.index(convnorm._C.supported_isa()) + 1]
 PROBLEMS = {  # spatial size, window, stride, dilation, padding
     "plain": ((12, 28), (3, 3), 1, 1, 1),
     "one row": ((1, 13), (1, 3), 1, 1, (0, 1)),
@@ -32,7 +30,7 @@ def operands(spatial, window, groups, channels, dtype):
     return x, integers(groups * channels, channels, *window, dtype=dtype), integers(groups * channels, dtype=dtype)
 
 
-@pytest.mark.parametrize("isa", SUPPORTED)
+@isas
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("channels", [4, 8])
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -74,5 +72,5 @@ def test_same_bits_for_any_number_of_threads():
 
 def test_channels_that_do_not_fill_a_vector_have_another_kernel():
     x, w, _ = operands((8, 8), (3, 3), 3, 4, torch.float32)  # 12 channels
-    with backends.using_isa(SUPPORTED[-1]):
+    with backends.using_isa(ISAS[-1]):
         assert torch.equal(CF.conv2d(x, w, groups=3), F.conv2d(x.double(), w.double(), groups=3).float())

@@ -10,10 +10,9 @@ import torch.nn.functional as F
 import convnorm
 import convnorm.functional as CF
 from convnorm.testing import assert_accurate
+from tests.isas import isas
 
 NN = convnorm.nn
-ISAS = ("generic", "avx2", "avx512")
-ISAS = ISAS[: ISAS.index(convnorm._C.supported_isa()) + 1]
 WIDTHS = pytest.mark.parametrize("width", [6, 100, 1024, 9000])
 
 
@@ -29,7 +28,7 @@ def normalised(x, **kwargs):
 
 
 @WIDTHS
-@pytest.mark.parametrize("isa", ISAS)
+@isas
 @pytest.mark.parametrize("offset", [0.0, 1e3, 1e4, 1e5, 1e6])
 def test_error_stays_below_1e5_for_any_mean(width, isa, offset):
     x = torch.randn(37, width) + offset

@@ -8,15 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import convnorm
 import convnorm.functional as CF
 from convnorm import backends, explain
 from convnorm.testing import assert_same
+from tests.isas import isas
 from tests.specs import LAYOUTS
 
 pytestmark = pytest.mark.winograd
-ISAS = ["generic", "avx2", "avx512"]
-SUPPORTED = ISAS[: ISAS.index(convnorm._C.supported_isa()) + 1]
 EPS = torch.finfo(torch.float32).eps
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": LAYOUTS["channels_last"][4]}
 VOLUME_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last_3d}
@@ -63,7 +61,7 @@ def assert_within_bound(x, w, b=None, padding=1, dilation=1, stride=1):
     return y, grad
 
 
-@pytest.mark.parametrize("isa", SUPPORTED)
+@isas
 @layouts
 @pytest.mark.parametrize("size", [(4, 4), (7, 7), (7, 16), (8, 8), (11, 13), (12, 9), (16, 4), (17, 17)], ids=str)
 def test_sizes_at_the_edges_of_tiles(size, layout, isa):
@@ -72,7 +70,7 @@ def test_sizes_at_the_edges_of_tiles(size, layout, isa):
     assert_within_bound(x.contiguous(memory_format=layout), w.contiguous(memory_format=layout), torch.randn(36))
 
 
-@pytest.mark.parametrize("isa", SUPPORTED)
+@isas
 @layouts
 @pytest.mark.parametrize("side", [2, 4, 5])
 @pytest.mark.parametrize("size", [(10, 10), (12, 25), (13, 16), (23, 14), (15, 15)], ids=str)
@@ -83,7 +81,7 @@ def test_other_windows_than_3x3(size, side, layout, isa):
     assert_within_bound(x, w, torch.randn(156), padding=side // 2)
 
 
-@pytest.mark.parametrize("isa", SUPPORTED)
+@isas
 @layouts
 @pytest.mark.parametrize("side, dilation, padding", [(2, (3, 4), 0), (4, (2, 3), (5, 0)), (5, (1, 2), (2, 6))])
 def test_dilation_of_other_windows(side, dilation, padding, layout, isa):
@@ -108,7 +106,7 @@ def test_padding(padding, layout):
     assert_within_bound(x, torch.randn(20, 33, 3, 3), padding=padding)
 
 
-@pytest.mark.parametrize("isa", SUPPORTED)
+@isas
 @layouts
 @pytest.mark.parametrize(
     "size, dilation, padding",
@@ -127,7 +125,7 @@ def test_dilation(size, dilation, padding, layout, isa):
     assert_within_bound(x.contiguous(memory_format=layout), w, torch.randn(99), padding, dilation)
 
 
-@pytest.mark.parametrize("isa", SUPPORTED)
+@isas
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize(
     "channels, size, depth, padding, dilation",
@@ -171,7 +169,7 @@ def assert_weights_within_bound(x, w, padding=1, dilation=1, gradient=None, stri
     return gw, expected
 
 
-@pytest.mark.parametrize("isa", SUPPORTED)
+@isas
 @layouts
 @pytest.mark.parametrize(
     "x, filters, padding, dilation",
@@ -190,7 +188,7 @@ def test_weights(x, filters, padding, dilation, layout, isa):
     assert_weights_within_bound(source, torch.randn(filters, x[1], 3, 3), padding, dilation)
 
 
-@pytest.mark.parametrize("isa", SUPPORTED)
+@isas
 @layouts
 @pytest.mark.parametrize("side", [2, 4, 5])
 @pytest.mark.parametrize("size, padding, dilation", [((23, 17), 0, 1), ((26, 40), (2, 3), 1), ((19, 30), 1, (2, 3))])
@@ -213,7 +211,7 @@ FOLDED = [  # input, filters, stride, padding: what a stem looks like, and what 
 ]
 
 
-@pytest.mark.parametrize("isa", SUPPORTED)
+@isas
 @layouts
 @pytest.mark.parametrize("x, filters, stride, padding", FOLDED, ids=str)
 def test_strided_windows_over_few_channels(x, filters, stride, padding, layout, isa):
@@ -223,7 +221,7 @@ def test_strided_windows_over_few_channels(x, filters, stride, padding, layout, 
     assert_weights_within_bound(source, w, padding, 1, None, stride)
 
 
-@pytest.mark.parametrize("isa", SUPPORTED)
+@isas
 @pytest.mark.parametrize(
     "layout", [torch.contiguous_format, torch.channels_last_3d], ids=["contiguous", "channels_last"]
 )

@@ -64,13 +64,14 @@ def machine() -> dict[str, Any]:
 def keep_freed_memory() -> None:
     """Memory that players free stays with the process (glibc): a ratio is not of calls that touch it anew by luck.
 
-    Runtimes with an arena of their own keep it too. A new page costs a microsecond, an output of 12 MB has 3,000.
+    Runtimes with an arena of their own keep it too. A new page costs a microsecond, an output of 12 MB has 3,000; and
+    blocks of 32 MB and more would be mapped anew for every call, or not, by luck.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
-        trim_threshold, mmap_threshold = -1, -3
-        mallopt(mmap_threshold, 32 << 20)  # the largest it takes, and where it gets to by itself
-        mallopt(trim_threshold, 1 << 30)
+        trim_threshold, mapped_blocks = -1, -4
+        mallopt(mapped_blocks, 0)
+        mallopt(trim_threshold, (1 << 31) - 1)
 
 
 def ceilings(threads: int) -> dict[str, float]:

@@ -7,19 +7,20 @@
 // latency (4) times the throughput (2 per cycle) of the FMA units.
 //
 // b is a row per k, kCols elements apart. a and b come in one of six forms:
-//   interleaved  a[k * lda + m]                packed panels (weights of an NCHW problem), where lda is
-//   kRows, or
-//                                              rows as they lie in memory; rows of b ldb apart
-//   by rows      a[m * lda + k]                rows as they lie in memory, or packed so
-//   indirect     rows[k / run][m][k % run]     a table of pointers: rows of a channels_last image, a run of
-//                                              channels per filter tap, read where they are (padding points
-//                                              to zeros, or null in m = 0 where all rows are padding)
-//   strided      a[m * lda + a_runs[k / run] + k % run]     runs of rows at one distance: windows of a copy
+//   interleaved  a[k * lda + m]         packed panels (weights of an NCHW problem), where lda is kRows, or
+//                                       rows as they lie in memory; rows of b ldb apart
+//   by rows      a[m * lda + k]         rows as they lie in memory, or packed so
+//   indirect     rows[k / run][m][k % run]  a table of pointers: rows of a channels_last image, a run of
+//                                       channels per filter tap, read where they are (padding points to
+//                                       zeros, or null in m = 0 where all rows are padding)
+//   strided      a[m * lda + a_runs[k / run] + k % run]  runs of rows at one distance: windows of a copy
 //   paired       indirect, with a second a and b for the second vector of columns: two groups side by side
 //   windowed     a interleaved; row k of b at b + b_rows[k]: rows of a padded image, shifted by each tap
 //
 // Include after cpu/vec.h.
 #pragma once
+
+#include "cpu/stream.h"
 
 namespace convnorm {
 namespace {
@@ -62,14 +63,13 @@ struct TileBlock {
   std::int64_t depth;  // length of the sum
   std::int64_t piece;  // piece_length of depth, or of run
   const C* a;
-  std::int64_t lda;            // by rows and strided: from row to row; interleaved and windowed: from term to
-                               // term
-  std::int64_t a_step;         // from one tile's rows to the next's
-  const C* const* table;       // indirect: kRows pointers per run, tile after tile
-  const std::int64_t* a_runs;  // strided: where each run starts in a row
-  std::int64_t runs, run;      // by runs: how many of them per row, and terms of one
-  std::int64_t skip;           // by runs: added to each (the channels before a group or a block)
-  std::int64_t joined;         // by runs: how many in a chain
+  std::int64_t lda;             // by rows, strided: from row to row; interleaved, windowed: from term to term
+  std::int64_t a_step;          // from one tile's rows to the next's
+  const C* const* table;        // indirect: kRows pointers per run, tile after tile
+  const std::int64_t* a_runs;   // strided: where each run starts in a row
+  std::int64_t runs, run;       // by runs: how many of them per row, and terms of one
+  std::int64_t skip;            // by runs: added to each (the channels before a group or a block)
+  std::int64_t joined;          // by runs: how many in a chain
   std::int64_t a_pair, b_pair;  // paired: from the first vector's operands to the second's
   const C* b;
   std::int64_t ldb;  // interleaved: from term to term
@@ -86,6 +86,8 @@ struct TileBlock {
   const C* residual;   // of complete sums: laid out as c, added to it; or null
   bool relu;           // then c = max(0, c)
   std::int64_t lanes;  // written of the last vector of columns; 0: all. Only where kMasked
+  C* held;  // not null: c is written around the caches, and a sum that is not complete is kept here,
+  const std::int64_t* held_rows;  // its rows there
 };
 
 // Whether rows of c may end within a vector: where masked loads and stores cost no more than whole ones.
@@ -226,6 +228,12 @@ inline void store_tile_rows(const vec<C> (&acc)[MR][NV], C* c, const std::int64_
     }
 }
 
+template <class C, int MR, int NV>
+inline void stream_tile_rows(const vec<C> (&acc)[MR][NV], C* c, const std::int64_t* c_rows) {
+  for (int m = 0; m < MR; ++m)
+    for (int v = 0; v < NV; ++v) stream(c + c_rows[m] + v * kLanes<C>, acc[m][v]);
+}
+
 // What is done with complete sums while they are in registers.
 template <class C, int MR, int NV>
 inline void finish(vec<C> (&acc)[MR][NV], const TileBlock<C>& t, const C* c, const std::int64_t* c_rows,
@@ -242,8 +250,10 @@ inline void fold(vec<C> (&acc)[MR][NV], const TileBlock<C>& t, C* c, const std::
                  const C* bias, bool last) {
   constexpr int L = kLanes<C>;
   const std::int64_t lanes = t.lanes ? t.lanes : L;
+  C* sum = t.held ? t.held : c;
+  const std::int64_t* sum_rows = t.held ? t.held_rows : c_rows;
   if (start == Start::add_to_c) {
-    add_tile<C, MR, NV>(acc, c, c_rows, lanes);
+    add_tile<C, MR, NV>(acc, sum, sum_rows, lanes);
   } else if (start == Start::row_bias) {
     for (int m = 0; m < MR; ++m)
       for (int v = 0; v < NV; ++v) acc[m][v] += splat<C>(bias[m]);
@@ -252,7 +262,8 @@ inline void fold(vec<C> (&acc)[MR][NV], const TileBlock<C>& t, C* c, const std::
       for (int v = 0; v < NV; ++v) acc[m][v] += load(bias + v * L);
   }
   if (last) finish(acc, t, c, c_rows, lanes);
-  store_tile_rows<C, MR, NV>(acc, c, c_rows, lanes);
+  if (last && t.held) return stream_tile_rows<C, MR, NV>(acc, c, c_rows);
+  store_tile_rows<C, MR, NV>(acc, sum, sum_rows, lanes);
 }
 
 template <class C, int MR, int NV>
@@ -340,7 +351,8 @@ void run_tiles(const TileBlock<C>& t) {
     for (std::int64_t j = 0; j < t.columns; ++j) {
       C* c = t.c + j * t.c_step;
       // The destination's lines, needed when the chain ends: the caches may not have them.
-      for (int m = 0; m < MR; ++m) __builtin_prefetch(c + c_rows[m], 1);
+      if (!t.held)
+        for (int m = 0; m < MR; ++m) __builtin_prefetch(c + c_rows[m], 1);
       const C* tile_bias = t.start == Start::col_bias ? bias + j * NV * kLanes<C> : bias;
       if constexpr (by_runs(kForm))
         tile_by_runs<C, MR, NV, kForm>(t, table, a, t.b + j * t.b_step, c, c_rows, tile_bias);

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "cpu/arena.h"
+#include "cpu/stream.h"
 #include "cpu/welford.h"
 
 namespace convnorm {
@@ -24,18 +25,10 @@ struct Whole {
   }
   template <class T>
   void put(T* p, vec<compute_t<T>> v) const {
-#if defined(__x86_64__)
-    if constexpr (kStream && sizeof(T) == sizeof(compute_t<T>)) {
-#if CONVNORM_VECTOR_BYTES == 64
-      return _mm512_stream_ps(reinterpret_cast<float*>(p), bits_as<__m512>(v));
-#elif CONVNORM_VECTOR_BYTES == 32
-      return _mm256_stream_ps(reinterpret_cast<float*>(p), bits_as<__m256>(v));
-#else
-      return _mm_stream_ps(reinterpret_cast<float*>(p), bits_as<__m128>(v));
-#endif
-    }
-#endif
-    store(p, v);
+    if constexpr (kStream && sizeof(T) == sizeof(compute_t<T>))
+      stream(p, v);
+    else
+      store(p, v);
   }
 };
 
@@ -110,22 +103,6 @@ CONVNORM_INLINE inline void each_vector(std::int64_t length, F f) {
 template <class C, int kWays = 4, class F>
 CONVNORM_INLINE inline void each_vector(std::int64_t length, bool stream, F f) {
   stream ? each_vector<C, kWays, true>(length, f) : each_vector<C, kWays, false>(length, f);
-}
-
-// Streaming pays once the output is far larger than the caches, and needs whole aligned vectors.
-inline constexpr std::int64_t kStreamBytes = 8 << 20;
-
-template <class T>
-inline bool can_stream(const T* p, std::int64_t length) {
-  return sizeof(T) >= 4 && reinterpret_cast<std::uintptr_t>(p) % CONVNORM_VECTOR_BYTES == 0 &&
-         length * static_cast<std::int64_t>(sizeof(T)) >= 256;
-}
-
-// Streaming stores are ordered before whatever other threads read next.
-inline void stream_fence() {
-#if defined(__x86_64__)
-  _mm_sfence();
-#endif
 }
 
 // --- the moments of a contiguous run

@@ -66,7 +66,7 @@ void channels_across(const Task<C>& t, const Block& b, const C* weights, bool fi
     tiles.columns = direct && full > 1 && t.plan->weights_in_l2(b) ? full : 1;
     tiles.b = weights + i * kCols<C> * b.depth();
     if (bias) tiles.bias = bias + t.group * t.plan->bias_row(d.out_c) + k0;
-    direct ? write_direct(d, tiles, dst, last) : write_buffered(tiles, buffer);
+    direct ? write_direct(t, tiles, dst, lanes, last) : write_buffered(tiles, buffer);
     const std::int64_t vectors = kForm == Form::paired ? 2 : ceil_div(lanes, kLanes<C>);
     const std::int64_t* rows = direct ? t.work.offsets : t.work.lines;
     if constexpr (kForm == Form::strided)

@@ -2,10 +2,10 @@
 //
 // Two orientations of one loop nest; the side that is contiguous in the destination is the vector side:
 //
-//   pixels across (NCHW)     tile rows are output channels (weights, interleaved), columns pixels
-//   (P[k][pixel]) channels across (NHWC)   tile rows are pixels (P[pixel][k], or the image in place, through
-//   a table of
-//                            pointers, or rows of a padded copy), columns output channels (weights)
+//   pixels across (NCHW)    tile rows are output channels (weights, interleaved), columns pixels
+//   (P[k][pixel]) channels across (NHWC)  tile rows are pixels (P[pixel][k], or the image in place, through a
+//   table of
+//                           pointers, or rows of a padded copy), columns output channels (weights)
 //
 //   pack all weights into panels                               shared scratch, once per call
 //   for task = (group, channel block, pixel block):            in parallel, by shape alone
@@ -52,6 +52,7 @@ Workspace<C> carve(Arena& arena, const Dense& d, const Plan<C>& plan, std::int64
   const std::int64_t channels = ceil_div(plan.panels, plan.channel_blocks) * kRows;
   Workspace<C> w{};
   w.tiles = arena.take<C>(plan.group_span * tile_elements(d, plan, pixels));
+  w.held = arena.take<C>(plan.streamed ? kRows * kCols<C> : 0);
   w.offsets = arena.take<std::int64_t>(pixels);
   w.lines = arena.take<std::int64_t>(plan.channel_rows ? rows : channels);
   w.segments = arena.take<Segment>(pixels + 1);
@@ -162,6 +163,7 @@ void gemm(const Dense& problem) {
       t.pixels = plan.first_pixel(pixel + 1) - t.pixel0;
       if (t.pixels > 0) run_task<C, D>(t);
     }
+    if (plan.streamed) stream_fence();
   });
 }
 

@@ -70,7 +70,7 @@ void pixel_columns(const Task<C>& t, TileBlock<C> tiles, std::int64_t x, std::in
   const std::int64_t vectors = ceil_div(imin(n, kCols<C>), kLanes<C>);
   if (!buffer) {
     tiles.columns = ceil_div(n, kCols<C>);
-    write_direct(d, tiles, dst, last);
+    write_direct(t, tiles, dst, n, last);
     return run_channel_rows<C, kForm>(t, tiles, t.work.channels, vectors);
   }
   write_buffered(tiles, buffer);

@@ -19,6 +19,7 @@ struct Plan {
   bool pixel_rows;   // pixels across: all that is packed of a channel is a row of the source's pixels
   bool source_rows;  // and it is read where it lies
   bool turned;       // pixels across, few channels at distance 1 in the destination
+  bool streamed;     // the result is written around the caches where its lines are whole
   bool windowed;     // a padded copy in place of patches: copied, or rows of pixels, shifted by each tap
   Cut cut;
   std::int64_t run_taps;  // copied: taps that are one stretch, a row of the window or one
@@ -148,6 +149,19 @@ bool pixels_serve(const Dense& d) {
          window_beats_patches<C>(d, make_cut(d, false, most_depth(d, false), 1));
 }
 
+// Whether the result is written around the caches: it is larger than they are, its rows are whole lines, and
+// a sum is complete before the next tile's.
+template <class C>
+bool streaming_serves(const Dense& d, const Plan<C>& p) {
+  constexpr std::int64_t line = 64 / sizeof(C);
+  const std::int64_t bytes = p.pixels * d.groups * d.out_c * std::int64_t(sizeof(C));
+  if (CONVNORM_VECTOR_BYTES < 32 || p.cut.count() > 1 || bytes < 2 * kStreamBytes) return false;
+  if (!p.channel_rows) return d.dst_c % line == 0;
+  bool whole = d.dst_n % line == 0;
+  for (const Axis& a : d.axis) whole = whole && a.out_stride % line == 0;
+  return whole;
+}
+
 // Tasks of whole rows of one plane, as many as make about kPixelBlock pixels; long rows are cut.
 inline bool rows_are_cut(const Dense& d) { return d.axis[2].out > 2 * kPixelBlock; }
 inline std::int64_t task_lines(const Dense& d) {
@@ -208,6 +222,7 @@ Plan<C> make_plan(const Dense& d, bool same_type) {
   const bool unit_rows = d.axis[2].source_stride == 1 && d.axis[2].out_stride == 1;
   p.windowed = p.copied || p.turned ||
                (!p.channel_rows && p.pixels > 0 && unit_rows && window_beats_patches<C>(d, p.cut));
+  p.streamed = same_type && !p.turned && streaming_serves(d, p);
   if (p.windowed) cut_planes(d, p);
   if (!p.channel_rows) {
     const std::int64_t most = imax(1, p.most_pixels()), spans = ceil_div(most, pixel_span<C>(d, p.cut));

@@ -14,6 +14,7 @@ struct Workspace {
   const C** table;  // indirect: in place of patches
   C* zeros;
   C* tiles;                // the buffered ones: a column of tiles after the other
+  C* held;                 // streamed: the sums of a tile that are not complete
   std::int64_t* offsets;   // of each pixel of the task in the destination
   std::int64_t* channels;  // of each channel of the task, from the first
   std::int64_t* window;    // windowed: of each term, or copied, of each run, in the copy
@@ -48,17 +49,26 @@ std::int64_t odd_lines(std::int64_t n) {
   return (ceil_div(round_up_line<C>(n), line) | 1) * line;
 }
 
-// c becomes dst, and a sum that is complete is finished on the way.
+// Whether rows of n elements at p are whole cache lines.
+template <class C>
+bool whole_lines(const C* p, std::int64_t n) {
+  return reinterpret_cast<std::uintptr_t>(p) % 64 == 0 && n * std::int64_t(sizeof(C)) % 64 == 0;
+}
+
+// c becomes dst, in rows of n elements, and a sum that is complete is finished on the way.
 template <class C, class D>
-void write_direct(const Dense& d, TileBlock<C>& tiles, D* dst, bool last) {
+void write_direct(const Task<C>& t, TileBlock<C>& tiles, D* dst, std::int64_t n, bool last) {
   tiles.c = reinterpret_cast<C*>(dst);
-  tiles.residual = last ? reinterpret_cast<const C*>(residual_at(d, dst)) : nullptr;
-  tiles.relu = last && d.relu;
+  tiles.residual = last ? reinterpret_cast<const C*>(residual_at(*t.d, dst)) : nullptr;
+  tiles.relu = last && t.d->relu;
+  tiles.held = t.plan->streamed && whole_lines(tiles.c, n) ? t.work.held : nullptr;
+  tiles.held_rows = t.work.lines;
 }
 
 template <class C>
 void write_buffered(TileBlock<C>& tiles, C* buffer) {
   tiles.c = buffer;
+  tiles.held = nullptr;
   tiles.residual = nullptr;
   tiles.relu = false;
 }
