@@ -8,7 +8,8 @@ namespace {
 
 // n x lanes elements from rows src + o * row_stride to dst[i * step + o]: squares are turned in registers. A
 // square's stores may reach past `lanes` into the next step; those are written afterwards (hence the last
-// lanes first, and the last step by the plain loop).
+// lanes first, and the last step by the plain loop). The rows lie far apart, more of them than the hardware
+// follows: each load asks for what its row has four vectors on.
 template <class S, class C>
 void transpose_lanes(const S* src, std::int64_t row_stride, std::int64_t lanes, std::int64_t n, C* dst,
                      std::int64_t step) {
@@ -17,8 +18,11 @@ void transpose_lanes(const S* src, std::int64_t row_stride, std::int64_t lanes, 
   for (; i + L < n; i += L)
     for (std::int64_t o = (lanes - 1) / L * L; o >= 0; o -= L) {
       vec<C> square[L];
-      for (std::int64_t r = 0; r < L; ++r)
-        square[r] = o + r < lanes ? load(src + (o + r) * row_stride + i) : vec<C>{};
+      for (std::int64_t r = 0; r < L; ++r) {
+        const S* from = src + (o + r) * row_stride + i;
+        if (o + r < lanes) __builtin_prefetch(from + 4 * L);
+        square[r] = o + r < lanes ? load(from) : vec<C>{};
+      }
       transpose<C>(square);
       for (int r = 0; r < L; ++r) store(dst + (i + r) * step + o, square[r]);
     }
@@ -51,6 +55,35 @@ void pack_weight_run(const S* src, std::int64_t out_stride, std::int64_t stride,
   }
 }
 
+inline std::int64_t weight_of_tap(const Dense& p, const Tap& tap) {
+  const Axis* a = p.axis;
+  return tap.d * a[0].weight_step + tap.h * a[1].weight_step + tap.w * a[2].weight_step;
+}
+
+// Weights of which neither filters nor channels lie side by side: a few channels at a time, all of their
+// taps, which share lines. Where a channel's filters are a short stretch (the gradient by input), those of
+// the next channels are far apart, and are asked for.
+template <class S, class C>
+void pack_weight_rows(const Dense& p, const Block& b, const S* base, std::int64_t lanes, C* dst,
+                      std::int64_t tap_step, std::int64_t channel_step) {
+  constexpr std::int64_t line = 64 / sizeof(S), kAheadLines = 16, kFew = 8;
+  const std::int64_t stretch = lanes * p.weight_out;
+  const std::int64_t ahead = stretch <= kAheadLines * line ? stretch : 0;
+  for (std::int64_t c = b.c0; c < b.c1; c += kFew, dst += kFew * channel_step) {
+    const S* row = base + c * p.weight_red;
+    const std::int64_t few = imin(kFew, b.c1 - c);
+    for (std::int64_t j = kFew; j < kFew + few; ++j)
+      for (std::int64_t i = 0; i < ahead; i += line) __builtin_prefetch(row + j * p.weight_red + i);
+    for (std::int64_t t = b.tap0; t < b.tap1; ++t) {
+      const S* at = row + weight_of_tap(p, tap_at(p, t));
+      C* to = dst + (t - b.tap0) * tap_step;
+      for (std::int64_t j = 0; j < few; ++j)
+        for (std::int64_t o = 0; o < lanes; ++o)
+          to[j * channel_step + o] = load1(at + j * p.weight_red + o * p.weight_out);
+    }
+  }
+}
+
 // A block has all taps, and a filter's taps follow each other in memory.
 inline bool taps_in_one_piece(const Dense& p, const Block& b) {
   const Axis* a = p.axis;
@@ -64,11 +97,10 @@ template <class S, class C>
 void pack_weight_panel(const Dense& p, std::int64_t group, const Block& b, bool channel_rows,
                        std::int64_t first, std::int64_t lanes, std::int64_t width, C* dst) {
   const S* base = static_cast<const S*>(p.weight) + group * p.weight_group + first * p.weight_out;
-  const Axis* a = p.axis;
   const std::int64_t channels = b.c1 - b.c0, taps = b.tap1 - b.tap0;
   if (lanes < width)
     for (std::int64_t i = 0; i < channels * taps * width; ++i) dst[i] = C(0);
-  if (!channel_rows && taps_in_one_piece(p, b)) {  // k = (channel, tap)
+  if (!channel_rows && taps > 1 && taps_in_one_piece(p, b)) {  // k = (channel, tap)
     if (p.weight_red == taps || channels == 1)
       return pack_weight_run(base + b.c0 * p.weight_red, p.weight_out, 1, lanes, channels * taps, width, dst,
                              width);
@@ -77,11 +109,14 @@ void pack_weight_panel(const Dense& p, std::int64_t group, const Block& b, bool 
                       dst + c * taps * width, width);
     return;
   }
+  const std::int64_t tap_step = (channel_rows ? channels : 1) * width;
+  const std::int64_t channel_step = (channel_rows ? 1 : taps) * width;
+  if (p.weight_red != 1 && p.weight_out != 1)
+    return pack_weight_rows<S>(p, b, base, lanes, dst, tap_step, channel_step);
   for (std::int64_t t = 0; t < taps; ++t) {
-    const Tap tap = tap_at(p, b.tap0 + t);
-    const S* at = base + tap.d * a[0].weight_step + tap.h * a[1].weight_step + tap.w * a[2].weight_step;
+    const S* at = base + weight_of_tap(p, tap_at(p, b.tap0 + t));
     pack_weight_run(at + b.c0 * p.weight_red, p.weight_out, p.weight_red, lanes, channels, width,
-                    dst + (channel_rows ? t * channels : t) * width, channel_rows ? width : taps * width);
+                    dst + t * tap_step, channel_step);
   }
 }
 
