@@ -53,19 +53,22 @@ inline Tile tile_at(const Rows& g, std::int64_t t) {
   return {g.first_row(i), g.first_row(i + 1) - g.first_row(i), channel, imin(g.width, g.channels - channel)};
 }
 
-// f(row, rows as a type): pairs of rows, then what is left. Rows that are streamed come one by one: a line
-// must be written in one go.
 template <int R>
 struct RowCount {
   static constexpr int value = R;
 };
 
+// f(row, joined, rows as a type): pairs of rows, or of `joined` rows that follow each other in memory and are
+// walked as one, then what is left. A line that is streamed must be written in one go: where it is more than
+// a vector, rows do not come in pairs.
 template <class F>
-CONVNORM_INLINE inline void each_row(const Tile& t, bool stream, F f) {
+CONVNORM_INLINE inline void each_row(const Tile& t, bool stream, std::int64_t joined, F f) {
+  const bool pairs = !stream || CONVNORM_VECTOR_BYTES == 64;
   std::int64_t row = t.row;
   const std::int64_t end = t.row + t.rows;
-  for (; !stream && row + kPair <= end; row += kPair) f(row, RowCount<kPair>{});
-  for (; row < end; ++row) f(row, RowCount<1>{});
+  for (; pairs && row + kPair * joined <= end; row += kPair * joined) f(row, joined, RowCount<kPair>{});
+  for (; row + joined <= end; row += joined) f(row, joined, RowCount<1>{});
+  for (; row < end; ++row) f(row, std::int64_t{1}, RowCount<1>{});
 }
 
 // Elements of several rows: pointer and distance from one to the next.
@@ -101,6 +104,14 @@ struct RowSource {
     }
   }
 };
+
+// How many rows are walked as one: as many as a table of coefficients serves, where all operands are dense.
+// Rows of 64 channels would otherwise take as long to begin as to do.
+template <class... Source>
+std::int64_t rows_joined(const Rows& g, const Source&... of) {
+  const bool dense = ((!of.v.data || of.stride == g.channels) && ...);
+  return dense && g.across == 1 ? kWidth / g.channels : 1;
+}
 
 // Whether the vector of this way is the first in its cache line, where tiles start with one.
 template <class T>
@@ -247,13 +258,15 @@ struct RowsForward {
   const Rows g;
   const RowSource<T> x, residual;
   const bool stream;
+  const std::int64_t joined;
 
   explicit RowsForward(const Forward& params)
       : p(params),
         g(p.x),
         x(p.x),
         residual(p.residual),
-        stream(worth_streaming<T>(p.x, kResidual ? 3 : 2) && g.channels % kLanes<C> == 0) {}
+        stream(worth_streaming<T>(p.x, kResidual ? 3 : 2) && g.channels % kLanes<C> == 0),
+        joined(rows_joined(g, x, residual)) {}
 
   // Moments of `count` channels from those of their tiles, in order of rows; partial: [down][mean, M2][ld].
   void merge_tiles(const double* partial, std::int64_t ld, std::int64_t first, std::int64_t count) const {
@@ -272,17 +285,19 @@ struct RowsForward {
     });
   }
 
-  // R rows from `row` on; k: the tile's table.
+  // R times `rows` rows from `row` on; k: the tile's table.
   template <int R>
-  void normalise_rows(const C* k, const Tile& t, std::int64_t row, T* gathered) const {
+  void normalise_rows(const C* k, const Tile& t, std::int64_t row, std::int64_t rows, T* gathered) const {
     constexpr std::int64_t kPitch = Coefficients<C>::kPitch;
-    const auto from = x.get(row, 1, R, t.channel, t.width, gathered);
+    const std::int64_t width = rows * t.width;
+    const auto from = x.get(row, rows, R, t.channel, t.width, gathered);
     RowGroup<T> add{};
-    if constexpr (kResidual) add = residual.get(row, 1, R, t.channel, t.width, gathered + kPair * kWidth);
+    if constexpr (kResidual) add = residual.get(row, rows, R, t.channel, t.width, gathered + kPair * kWidth);
     const T *const in = from.data, *const more = add.data;
-    const std::int64_t in_stride = from.stride, more_stride = add.stride, ld = g.channels;
-    T* const to = static_cast<T*>(p.out.data) + row * ld + t.channel;
-    each_vector<C>(t.width, stream && can_stream(to, t.width),
+    const std::int64_t in_stride = from.stride, more_stride = add.stride;
+    const std::int64_t ld = rows * g.channels;
+    T* const to = static_cast<T*>(p.out.data) + row * g.channels + t.channel;
+    each_vector<C>(width, stream && can_stream(to, width),
                    [&](int, std::int64_t c, auto access, ivec<C>) CONVNORM_INLINE {
                      const vec<C> center = load(k + c), scale = load(k + kPitch + c),
                                   shift = load(k + 2 * kPitch + c);
@@ -296,8 +311,8 @@ struct RowsForward {
   }
 
   void normalise(const Coefficients<C>& k, const Tile& t, T* gathered) const {
-    each_row(t, stream, [&](std::int64_t row, auto count) {
-      normalise_rows<decltype(count)::value>(k.at, t, row, gathered);
+    each_row(t, stream, joined, [&](std::int64_t row, std::int64_t rows, auto count) {
+      normalise_rows<decltype(count)::value>(k.at, t, row, rows, gathered);
     });
   }
 
@@ -325,6 +340,7 @@ struct RowsForward {
         const Tile t = tile_at(g, i);
         if (p.train) merge_tiles(partial + t.channel, g.channels, t.channel, t.width);
         forward_coefficients(p, t.channel, t.width, k.table(i));
+        k.table(i).repeat(t.width, joined);
       }
     });
     if (!p.out.data) return;

@@ -12,6 +12,7 @@ struct RowsBackward {
   const Rows g;
   const RowSource<T> grad, x, out;
   const bool stream;
+  const std::int64_t joined;
   static constexpr std::int64_t kVectors = kWidth / kLanes<C> + 1, kPitch = Coefficients<C>::kPitch;
 
   explicit RowsBackward(const Backward& params)
@@ -20,7 +21,8 @@ struct RowsBackward {
         grad(p.grad_output),
         x(p.x),
         out(p.out),
-        stream(worth_streaming<T>(p.x, kMask == Mask::from_out ? 4 : 3) && g.channels % kLanes<C> == 0) {}
+        stream(worth_streaming<T>(p.x, kMask == Mask::from_out ? 4 : 3) && g.channels % kLanes<C> == 0),
+        joined(rows_joined(g, grad, x, out)) {}
 
   struct Group {
     RowGroup<T> grad, x, out;
@@ -107,16 +109,17 @@ struct RowsBackward {
     });
   }
 
+  // R times `rows` rows from `row` on.
   template <int R, bool kGradResidual>
-  void update_rows(const C* k, const Tile& t, std::int64_t row, T* gathered) const {
-    const Group from = group(row, 1, R, t, gathered);
+  void update_rows(const C* k, const Tile& t, std::int64_t row, std::int64_t rows, T* gathered) const {
+    const Group from = group(row, rows, R, t, gathered);
     const T *const xs = from.x.data, *const gs = from.grad.data, *const ys = from.out.data;
     const std::int64_t x_stride = from.x.stride, g_stride = from.grad.stride, y_stride = from.out.stride;
-    const std::int64_t ld = g.channels, at = row * ld + t.channel;
+    const std::int64_t ld = rows * g.channels, at = row * g.channels + t.channel, width = rows * t.width;
     T* const grad_input = p.grad_input.data ? static_cast<T*>(p.grad_input.data) + at : nullptr;
     T* const grad_residual = kGradResidual ? static_cast<T*>(p.grad_residual.data) + at : nullptr;
     const T* aligned = kGradResidual ? grad_residual : grad_input;
-    each_vector<C>(t.width, stream && can_stream(aligned, t.width),
+    each_vector<C>(width, stream && can_stream(aligned, width),
                    [&](int, std::int64_t c, auto access, ivec<C>) CONVNORM_INLINE {
                      const vec<C> center = load(k + c), slope = load(k + 3 * kPitch + c);
                      const vec<C> along = load(k + 4 * kPitch + c), level = load(k + 5 * kPitch + c);
@@ -132,10 +135,10 @@ struct RowsBackward {
   }
 
   void update(const Coefficients<C>& k, const Tile& t, T* gathered) const {
-    each_row(t, stream, [&](std::int64_t row, auto count) {
+    each_row(t, stream, joined, [&](std::int64_t row, std::int64_t rows, auto count) {
       constexpr int R = decltype(count)::value;
-      p.grad_residual.data ? update_rows<R, true>(k.at, t, row, gathered)
-                           : update_rows<R, false>(k.at, t, row, gathered);
+      p.grad_residual.data ? update_rows<R, true>(k.at, t, row, rows, gathered)
+                           : update_rows<R, false>(k.at, t, row, rows, gathered);
     });
   }
 
@@ -180,6 +183,7 @@ struct RowsBackward {
         weight_gradients(p, t.channel, t.width, k.table(i));
       }
       backward_coefficients(p, t.channel, t.width, k.table(i));
+      k.table(i).repeat(t.width, joined);
     });
     if (!writes()) return;
     parallel_for(g.down * g.across, g.grain(), [&](std::int64_t begin, std::int64_t end) {
