@@ -2,9 +2,7 @@
 //
 //   c[m][n] (+)= sum over k of a(m, k) * b(k, n)        0 <= m < MR,  0 <= n < NV * lanes
 //
-// The accumulators of one tile stay in registers for the whole sum: 6 x 2 vectors of 8 on AVX2 use 12 of the
-// 16 registers, two more hold the row of b, one the broadcast of a. Twelve independent FMAs also cover the
-// latency (4) times the throughput (2 per cycle) of the FMA units.
+// The accumulators of one tile stay in registers for a whole chain of the sum (cpu/accumulate.h).
 //
 // b is a row per k, kCols elements apart. a and b come in one of six forms:
 //   interleaved  a[k * lda + m]         packed panels (weights of an NCHW problem), where lda is kRows, or
@@ -20,19 +18,11 @@
 // Include after cpu/vec.h.
 #pragma once
 
+#include "cpu/accumulate.h"
 #include "cpu/stream.h"
 
 namespace convnorm {
 namespace {
-
-#if CONVNORM_VECTOR_BYTES == 64
-inline constexpr int kRows = 12;  // 32 registers: 24 accumulators
-#else
-inline constexpr int kRows = 6;
-#endif
-inline constexpr int kColVecs = 2;
-template <class C>
-inline constexpr int kCols = kColVecs * kLanes<C>;
 
 // What the first chain of a sum is added to: nothing, a bias, or what c holds.
 enum class Start { zero, row_bias, col_bias, add_to_c };
@@ -73,7 +63,8 @@ struct TileBlock {
   std::int64_t a_pair, b_pair;  // paired: from the first vector's operands to the second's
   const C* b;
   std::int64_t ldb;  // interleaved: from term to term
-  const C* ahead;    // interleaved: rows of b, ahead_ld apart, that are needed after this block
+  const C* ahead;  // needed after this block: interleaved, rows of b, ahead_ld apart; else b, up to ahead_end
+  const C* ahead_end;
   std::int64_t ahead_ld;
   std::int64_t ahead_lines;    // cache lines of each
   std::int64_t b_step;         // from one tile's columns to the next's
@@ -90,123 +81,15 @@ struct TileBlock {
   const std::int64_t* held_rows;  // its rows there
 };
 
+// Elements of a stretch that a tile asks for: a line every other term.
+template <class C>
+inline std::int64_t lines_of_tile(const TileBlock<C>& t) {
+  return t.depth / 2 * std::int64_t(64 / sizeof(C));
+}
+
 // Whether rows of c may end within a vector: where masked loads and stores cost no more than whole ones.
 template <class C>
 inline constexpr bool kMasked = CONVNORM_VECTOR_BYTES == 64 && std::is_same_v<C, float>;
-
-// Keeps a value that an inner loop reads out of the vector registers.
-template <class V>
-inline void in_general_register(V& value) {
-  asm("" : "+r"(value));
-}
-
-// Inner loops, acc += a * b over `depth` steps. Each leaves the general registers to what it reads: a value
-// that the compiler keeps in a vector register instead takes an FMA unit for a cycle whenever it is read, of
-// the twelve that a step has. Packed panels of b have rows of kCols, a constant.
-
-// Element (m, k) of a at a[m][k]. Counted from the end: one register less.
-template <class C, int MR, int NV>
-inline void accumulate(vec<C> (&acc)[MR][NV], std::int64_t depth, const C* const (&a)[MR], const C* b) {
-  const C* end[MR];
-  for (int m = 0; m < MR; ++m) end[m] = a[m] + depth;
-#pragma GCC unroll 4
-  for (std::int64_t k = -depth; k < 0; ++k) {
-    vec<C> col[NV];
-    for (int v = 0; v < NV; ++v) col[v] = load(b + v * kLanes<C>);
-    for (int m = 0; m < MR; ++m) {
-      const vec<C> x = splat<C>(end[m][k]);
-      for (int v = 0; v < NV; ++v) acc[m][v] += x * col[v];
-    }
-    b += kCols<C>;
-  }
-}
-
-// The same with element (m, k) of a at a[m * lda + k]: a pointer for every fourth row, the others by its
-// index.
-template <class C, int MR, int NV>
-inline void accumulate_strided(vec<C> (&acc)[MR][NV], std::int64_t depth, const C* a, std::int64_t lda,
-                               const C* b) {
-  constexpr int kFourths = (MR + 3) / 4;
-  const C* fourth[kFourths];
-  for (int i = 0; i < kFourths; ++i) fourth[i] = a + 4 * i * lda;
-  const std::int64_t thrice = 3 * lda;
-#pragma GCC unroll 4
-  for (std::int64_t k = 0; k < depth; ++k) {
-    vec<C> col[NV];
-    for (int v = 0; v < NV; ++v) col[v] = load(b + v * kLanes<C>);
-    for (int m = 0; m < MR; ++m) {
-      const C* row = fourth[m / 4] + k;
-      const vec<C> x = splat<C>(m % 4 == 3 ? row[thrice] : row[m % 4 * lda]);
-      for (int v = 0; v < NV; ++v) acc[m][v] += x * col[v];
-    }
-    b += kCols<C>;
-  }
-}
-
-// One step: element m of a at a[m].
-template <class C, int MR, int NV>
-inline void add_term(vec<C> (&acc)[MR][NV], const C* a, const C* b) {
-  vec<C> col[NV];
-  for (int v = 0; v < NV; ++v) col[v] = load(b + v * kLanes<C>);
-  for (int m = 0; m < MR; ++m) {
-    const vec<C> x = splat<C>(a[m]);
-    for (int v = 0; v < NV; ++v) acc[m][v] += x * col[v];
-  }
-}
-
-// Lines of memory that are needed later, asked for one by one: a core has 16 requests under way at most, and
-// a burst of them would hold up the lines that a sum waits for.
-struct Ahead {
-  const char* line;
-  std::int64_t step;  // 0: there are none
-  void ask() {
-    __builtin_prefetch(line);
-    line += step;
-  }
-};
-
-// Element (m, k) of a at a[k * lda + m], rows of b ldb apart.
-template <class C, int MR, int NV>
-inline void accumulate(vec<C> (&acc)[MR][NV], std::int64_t depth, const C* a, std::int64_t lda, const C* b,
-                       std::int64_t ldb, Ahead& ahead) {
-#pragma GCC unroll 2
-  for (std::int64_t k = 0; k + 2 <= depth; k += 2) {
-    in_general_register(lda);
-    in_general_register(ldb);
-    ahead.ask();
-    add_term(acc, a, b);
-    add_term(acc, a + lda, b + ldb);
-    a += 2 * lda;
-    b += 2 * ldb;
-  }
-  if (depth % 2) add_term(acc, a, b);
-}
-
-// The same with row k of b at b + b_rows[k].
-template <class C, int MR, int NV>
-inline void accumulate(vec<C> (&acc)[MR][NV], std::int64_t depth, const C* a, std::int64_t lda, const C* b,
-                       const std::int64_t* b_rows) {
-#pragma GCC unroll 4
-  for (std::int64_t k = 0; k < depth; ++k, a += lda) {
-    in_general_register(b);
-    add_term(acc, a, b + b_rows[k]);
-  }
-}
-
-// Rows by pointers, two groups: the second vector of columns has its own a and b.
-template <class C, int MR>
-inline void accumulate(vec<C> (&acc)[MR][2], std::int64_t depth, const C* const (&a)[MR], std::int64_t a_pair,
-                       const C* b, std::int64_t b_pair) {
-#pragma GCC unroll 4
-  for (std::int64_t k = 0; k < depth; ++k) {
-    const vec<C> col[2] = {load(b), load(b + b_pair)};
-    for (int m = 0; m < MR; ++m) {
-      acc[m][0] += splat<C>(a[m][k]) * col[0];
-      acc[m][1] += splat<C>(a[m][k + a_pair]) * col[1];
-    }
-    b += kCols<C>;
-  }
-}
 
 // acc += the tile at c, whose last vector has `lanes` columns.
 template <class C, int MR, int NV>
@@ -275,7 +158,8 @@ inline void clear(vec<C> (&acc)[MR][NV]) {
 // One tile of a packed a, from tile_a.
 template <class C, int MR, int NV, Form kForm>
 [[gnu::always_inline]] inline void packed_tile(const TileBlock<C>& t, const C* tile_a, const C* b, C* c,
-                                               const std::int64_t* c_rows, const C* bias, Ahead ahead) {
+                                               const std::int64_t* c_rows, const C* bias, Ahead ahead,
+                                               StretchAhead stretch) {
   const std::int64_t piece = t.piece, ldb = kForm == Form::interleaved ? t.ldb : kCols<C>;
   Start start = t.start;
   for (std::int64_t k = 0;;) {
@@ -287,7 +171,7 @@ template <class C, int MR, int NV, Form kForm>
     } else if constexpr (kForm == Form::windowed) {
       accumulate(acc, n, tile_a + k * t.lda, t.lda, b, t.b_rows + k);
     } else {
-      accumulate_strided(acc, n, tile_a + k, t.lda, b);
+      accumulate_strided(acc, n, tile_a + k, t.lda, b, stretch);
     }
     k += n;
     const bool last = k >= t.depth;
@@ -301,7 +185,7 @@ template <class C, int MR, int NV, Form kForm>
 // One tile of rows read where they are. A chain is `joined` runs, or a piece of one.
 template <class C, int MR, int NV, Form kForm>
 [[gnu::noinline]] void tile_by_runs(const TileBlock<C>& t, const C* const* table, const C* tile_a, const C* b,
-                                    C* c, const std::int64_t* c_rows, const C* bias) {
+                                    C* c, const std::int64_t* c_rows, const C* bias, StretchAhead stretch) {
   constexpr std::int64_t ldb = kCols<C>;
   const std::int64_t run = t.run, skip = t.skip, piece = t.piece, runs = t.runs, joined = t.joined;
   Start start = t.start;
@@ -313,7 +197,8 @@ template <class C, int MR, int NV, Form kForm>
       clear<C>(acc);
       for (std::int64_t j = r; j < end; ++j) {
         if constexpr (kForm == Form::strided) {
-          accumulate_strided(acc, n, tile_a + t.a_runs[j] + skip + i, t.lda, b + (j * run + i) * ldb);
+          accumulate_strided(acc, n, tile_a + t.a_runs[j] + skip + i, t.lda, b + (j * run + i) * ldb,
+                             stretch);
           continue;
         }
         const C* const* rows = table + j * kRows;
@@ -323,7 +208,7 @@ template <class C, int MR, int NV, Form kForm>
         if constexpr (kForm == Form::paired)
           accumulate(acc, n, a, t.a_pair, b + (j * run + i) * ldb, t.b_pair);
         else
-          accumulate(acc, n, a, b + (j * run + i) * ldb);
+          accumulate(acc, n, a, b + (j * run + i) * ldb, stretch);
       }
       fold(acc, t, c, c_rows, start, bias, end == runs && i + n >= run);
       start = Start::add_to_c;
@@ -332,13 +217,31 @@ template <class C, int MR, int NV, Form kForm>
   } while (r < runs);
 }
 
-// What tile i of a block asks for, a line every other term: one of the lines of every other row.
+// What tile (i, j) of a block asks for, a line every other term: one of the lines of every other row ahead,
+// or where none are left, its part of the next panel of a.
 template <class C>
-inline Ahead lines_ahead(const TileBlock<C>& t, const C* a, std::int64_t i) {
+inline Ahead lines_ahead(const TileBlock<C>& t, const C* a, std::int64_t i, std::int64_t j) {
   constexpr std::int64_t line = 64 / sizeof(C);
-  if (i / 2 >= t.ahead_lines) return {reinterpret_cast<const char*>(a), 0};
-  return {reinterpret_cast<const char*>(t.ahead + i % 2 * t.ahead_ld + i / 2 * line),
-          2 * t.ahead_ld * static_cast<std::int64_t>(sizeof(C))};
+  const std::int64_t n = i * t.columns + j, part = j * lines_of_tile(t);
+  if (n / 2 < t.ahead_lines)
+    return {reinterpret_cast<const char*>(t.ahead + n % 2 * t.ahead_ld + n / 2 * line),
+            2 * t.ahead_ld * static_cast<std::int64_t>(sizeof(C))};
+  const bool panels = t.a_step == t.lda * t.depth && part < t.a_step;
+  return {reinterpret_cast<const char*>(panels ? a + t.a_step + part : a), panels ? 64 : 0};
+}
+
+// The lines of a tile, needed when its chain ends: the caches may not have them.
+template <class C, int MR, int NV>
+inline void ask_for_tile(const C* c, const std::int64_t* c_rows) {
+  for (int m = 0; m < MR; ++m)
+    for (int n = 0; n < NV * kLanes<C>; n += 64 / int(sizeof(C))) __builtin_prefetch(c + c_rows[m] + n);
+}
+
+// The same of a stretch, after i tiles; past its end, lines of b, which are at hand.
+template <class C>
+inline StretchAhead stretch_ahead(const TileBlock<C>& t, const C* b, std::int64_t i) {
+  const C* at = t.ahead ? t.ahead + i * lines_of_tile(t) : nullptr;
+  return {reinterpret_cast<const char*>(at < t.ahead_end ? at : b)};
 }
 
 template <class C, int MR, int NV, Form kForm>
@@ -350,15 +253,15 @@ void run_tiles(const TileBlock<C>& t) {
   for (std::int64_t i = 0; i < t.rows; ++i, c_rows += MR) {
     for (std::int64_t j = 0; j < t.columns; ++j) {
       C* c = t.c + j * t.c_step;
-      // The destination's lines, needed when the chain ends: the caches may not have them.
-      if (!t.held)
-        for (int m = 0; m < MR; ++m) __builtin_prefetch(c + c_rows[m], 1);
+      const C* b = t.b + j * t.b_step;
+      if (!t.held) ask_for_tile<C, MR, NV>(c, c_rows);
+      if (t.residual) ask_for_tile<C, MR, NV>(t.residual + (c - t.c), c_rows);
       const C* tile_bias = t.start == Start::col_bias ? bias + j * NV * kLanes<C> : bias;
       if constexpr (by_runs(kForm))
-        tile_by_runs<C, MR, NV, kForm>(t, table, a, t.b + j * t.b_step, c, c_rows, tile_bias);
+        tile_by_runs<C, MR, NV, kForm>(t, table, a, b, c, c_rows, tile_bias, stretch_ahead(t, b, i));
       else
-        packed_tile<C, MR, NV, kForm>(t, a, t.b + j * t.b_step, c, c_rows, tile_bias,
-                                      lines_ahead(t, a, i * t.columns + j));
+        packed_tile<C, MR, NV, kForm>(t, a, b, c, c_rows, tile_bias, lines_ahead(t, a, i, j),
+                                      stretch_ahead(t, b, i));
     }
     a += t.a_step;
     if constexpr (by_runs(kForm)) table += t.runs * kRows;
@@ -393,6 +296,7 @@ void run_equal_tiles(TileBlock<C> tiles, std::int64_t rows, std::int64_t vectors
     if (tiles.rows > 0) kTiles<C, kForm>.fn[h][vectors](tiles);
     tiles.a += tiles.rows * tiles.a_step;
     tiles.c_rows += tiles.rows * h;
+    if (kForm != Form::interleaved && tiles.ahead) tiles.ahead += tiles.rows * lines_of_tile(tiles);
   }
 }
 

@@ -15,6 +15,7 @@ void run_pixel_rows(const Task<C>& t, TileBlock<C> tiles, const std::int64_t* ro
   if (full > 0) kTiles<C, kForm>.fn[kRows][vectors](tiles);
   if (rest == 0) return;
   tiles.rows = 1;
+  tiles.ahead = tiles.ahead_end;
   tiles.c_rows += full * kRows;
   tiles.a += full * tiles.a_step;
   tiles.table += full * kRows * tiles.runs;
@@ -31,6 +32,7 @@ void run_window_rows(const Task<C>& t, TileBlock<C> tiles, const std::int64_t* r
     tiles.a = t.work.patches + y * d.axis[1].step * pitch;
     tiles.c_rows = rows + y * width;
     run_equal_tiles<C, Form::strided>(tiles, width, vectors);
+    if (tiles.ahead) tiles.ahead += ceil_div(width, kRows) * lines_of_tile(tiles);
   }
 }
 
@@ -65,6 +67,9 @@ void channels_across(const Task<C>& t, const Block& b, const C* weights, bool fi
     D* dst = static_cast<D*>(d.dst) + t.group * d.out_c + k0;
     tiles.columns = direct && full > 1 && t.plan->weights_in_l2(b) ? full : 1;
     tiles.b = weights + i * kCols<C> * b.depth();
+    const bool asks = tiles.columns == 1 && i + 1 < t.panel1;  // for the next panel
+    tiles.ahead = asks ? tiles.b + kCols<C> * b.depth() : nullptr;
+    tiles.ahead_end = asks ? tiles.ahead + kCols<C> * b.depth() : nullptr;
     if (bias) tiles.bias = bias + t.group * t.plan->bias_row(d.out_c) + k0;
     direct ? write_direct(t, tiles, dst, lanes, last) : write_buffered(tiles, buffer);
     const std::int64_t vectors = kForm == Form::paired ? 2 : ceil_div(lanes, kLanes<C>);

@@ -121,8 +121,9 @@ inline void raw_piece(const Dense& d, std::int64_t panel, const Piece& piece, fl
                                   channels_last_weight(d), k0, lanes, kPanel, raw);
 }
 
+// next: weights that are packed come from memory, and those of the next piece are asked for; or null.
 inline void transform_piece(const Dense& d, std::int64_t vectors, const Piece& piece, const float* raw,
-                            float* u, std::int64_t plane) {
+                            const float* next, float* u, std::int64_t plane) {
   const bool last = channels_last_weight(d);  // taps, then channels
   const std::int64_t side = d.axis[1].taps;
   std::int64_t tap = last ? piece.channels * kPanel : kPanel, row = side * tap;
@@ -130,9 +131,12 @@ inline void transform_piece(const Dense& d, std::int64_t vectors, const Piece& p
   if (d.axis[1].offset_step < 0) raw += (side - 1) * row, row = -row;
   if (d.axis[2].offset_step < 0) raw += (side - 1) * tap, tap = -tap;
   with_taps(side, [&](auto taps) {
-    for (std::int64_t i = 0; i < piece.channels; ++i)
+    for (std::int64_t i = 0; i < piece.channels; ++i) {
+      for (std::int64_t l = 0; next && l < side * side * kPanel; l += 16)
+        __builtin_prefetch(next + i * side * side * kPanel + l);
       for (std::int64_t v = 0; v < vectors; ++v)
         transform_weight<taps>(raw + i * channel + v * kL, row, tap, u + i * kPanel + v * kL, plane);
+    }
   });
 }
 
@@ -148,7 +152,8 @@ inline void weight_panel(const Dense& d, const WinogradPlan& p, std::int64_t pan
     else if (piece.channels > 0)
       raw_piece(d, panel, piece, raw);
     float* to = u + (e - e0) * kPanel;
-    transform_piece(d, panel_vectors(d, panel), piece, from, to, p.u_plane);
+    const float* next = d.packed ? from + p.taps * kPanel * piece.terms : nullptr;
+    transform_piece(d, panel_vectors(d, panel), piece, from, next, to, p.u_plane);
     for (std::int64_t xi = 0; piece.channels < piece.terms && xi < kPoints; ++xi)
       zero(to + xi * p.u_plane + piece.channels * kPanel, (piece.terms - piece.channels) * kPanel);
     e += piece.terms;
