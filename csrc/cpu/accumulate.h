@@ -81,11 +81,12 @@ inline void accumulate(vec<C> (&acc)[MR][NV], std::int64_t depth, const C* const
   }
 }
 
-// The same with element (m, k) of a at a[m * lda + k]: a pointer for every fourth row, the others by its
+// The same with element (m, k) of a at a[m * lda + at(k)]: a pointer for every fourth row, the others by its
 // index.
-template <class C, int MR, int NV>
-inline void accumulate_strided(vec<C> (&acc)[MR][NV], std::int64_t depth, const C* a, std::int64_t lda,
-                               const C* b, StretchAhead& ahead) {
+template <class C, int MR, int NV, class At>
+[[gnu::always_inline]] inline void accumulate_strided(vec<C> (&acc)[MR][NV], std::int64_t depth, const C* a,
+                                                      std::int64_t lda, const C* b, StretchAhead& ahead,
+                                                      At at) {
   constexpr int kFourths = (MR + 3) / 4;
   const C* fourth[kFourths];
   for (int i = 0; i < kFourths; ++i) fourth[i] = a + 4 * i * lda;
@@ -93,8 +94,9 @@ inline void accumulate_strided(vec<C> (&acc)[MR][NV], std::int64_t depth, const 
 #pragma GCC unroll 4
   for (std::int64_t k = 0; k < depth; ++k, b += kCols<C>) {
     ahead.ask();
+    const std::int64_t term = at(k);
     add_term(acc, b, [&](int m) {
-      const C* row = fourth[m / 4] + k;
+      const C* row = fourth[m / 4] + term;
       return m % 4 == 3 ? row[thrice] : row[m % 4 * lda];
     });
   }

@@ -11,7 +11,7 @@
 //   indirect     rows[k / run][m][k % run]  a table of pointers: rows of a channels_last image, a run of
 //                                       channels per filter tap, read where they are (padding points to
 //                                       zeros, or null in m = 0 where all rows are padding)
-//   strided      a[m * lda + a_runs[k / run] + k % run]  runs of rows at one distance: windows of a copy
+//   strided      a[m * lda + a_terms[k]]  rows at one distance, terms anywhere in them: windows of a copy
 //   paired       indirect, with a second a and b for the second vector of columns: two groups side by side
 //   windowed     a interleaved; row k of b at b + b_rows[k]: rows of a padded image, shifted by each tap
 //
@@ -41,9 +41,7 @@ inline std::int64_t piece_length(std::int64_t n, std::int64_t limit) {
 
 enum class Form { interleaved, by_rows, indirect, strided, paired, windowed };
 // Whether the sum goes run by run.
-constexpr bool by_runs(Form form) {
-  return form == Form::indirect || form == Form::strided || form == Form::paired;
-}
+constexpr bool by_runs(Form form) { return form == Form::indirect || form == Form::paired; }
 
 // A block of c: `rows` by `columns` tiles. Many tiles in one call: a call per tile costs 90 cycles more, as
 // much as 15 terms.
@@ -56,7 +54,7 @@ struct TileBlock {
   std::int64_t lda;             // by rows, strided: from row to row; interleaved, windowed: from term to term
   std::int64_t a_step;          // from one tile's rows to the next's
   const C* const* table;        // indirect: kRows pointers per run, tile after tile
-  const std::int64_t* a_runs;   // strided: where each run starts in a row
+  const std::int64_t* a_terms;  // strided: of each term in a row
   std::int64_t runs, run;       // by runs: how many of them per row, and terms of one
   std::int64_t skip;            // by runs: added to each (the channels before a group or a block)
   std::int64_t joined;          // by runs: how many in a chain
@@ -170,8 +168,11 @@ template <class C, int MR, int NV, Form kForm>
       accumulate(acc, n, tile_a + k * t.lda, t.lda, b, ldb, ahead);
     } else if constexpr (kForm == Form::windowed) {
       accumulate(acc, n, tile_a + k * t.lda, t.lda, b, t.b_rows + k);
+    } else if constexpr (kForm == Form::strided) {
+      const std::int64_t* terms = t.a_terms + k;
+      accumulate_strided(acc, n, tile_a, t.lda, b, stretch, [terms](std::int64_t i) { return terms[i]; });
     } else {
-      accumulate_strided(acc, n, tile_a + k, t.lda, b, stretch);
+      accumulate_strided(acc, n, tile_a + k, t.lda, b, stretch, [](std::int64_t i) { return i; });
     }
     k += n;
     const bool last = k >= t.depth;
@@ -184,8 +185,8 @@ template <class C, int MR, int NV, Form kForm>
 
 // One tile of rows read where they are. A chain is `joined` runs, or a piece of one.
 template <class C, int MR, int NV, Form kForm>
-[[gnu::noinline]] void tile_by_runs(const TileBlock<C>& t, const C* const* table, const C* tile_a, const C* b,
-                                    C* c, const std::int64_t* c_rows, const C* bias, StretchAhead stretch) {
+[[gnu::noinline]] void tile_by_runs(const TileBlock<C>& t, const C* const* table, const C* b, C* c,
+                                    const std::int64_t* c_rows, const C* bias, StretchAhead stretch) {
   constexpr std::int64_t ldb = kCols<C>;
   const std::int64_t run = t.run, skip = t.skip, piece = t.piece, runs = t.runs, joined = t.joined;
   Start start = t.start;
@@ -196,11 +197,6 @@ template <class C, int MR, int NV, Form kForm>
       vec<C> acc[MR][NV];
       clear<C>(acc);
       for (std::int64_t j = r; j < end; ++j) {
-        if constexpr (kForm == Form::strided) {
-          accumulate_strided(acc, n, tile_a + t.a_runs[j] + skip + i, t.lda, b + (j * run + i) * ldb,
-                             stretch);
-          continue;
-        }
         const C* const* rows = table + j * kRows;
         if (!rows[0]) continue;  // padding for every row
         const C* a[MR];
@@ -258,7 +254,7 @@ void run_tiles(const TileBlock<C>& t) {
       if (t.residual) ask_for_tile<C, MR, NV>(t.residual + (c - t.c), c_rows);
       const C* tile_bias = t.start == Start::col_bias ? bias + j * NV * kLanes<C> : bias;
       if constexpr (by_runs(kForm))
-        tile_by_runs<C, MR, NV, kForm>(t, table, a, b, c, c_rows, tile_bias, stretch_ahead(t, b, i));
+        tile_by_runs<C, MR, NV, kForm>(t, table, b, c, c_rows, tile_bias, stretch_ahead(t, b, i));
       else
         packed_tile<C, MR, NV, kForm>(t, a, b, c, c_rows, tile_bias, lines_ahead(t, a, i, j),
                                       stretch_ahead(t, b, i));
@@ -285,9 +281,12 @@ struct TileTable {
 template <class C, Form kForm>
 inline constexpr TileTable<C, kForm> kTiles{};
 
-// `rows` rows from tiles.a in tiles of equal height, but for one row.
+// `rows` rows from tiles.a in tiles of equal height, but for one row. Blocks are passed by reference and left
+// as they were: a copy waits for the fields that have just been written.
 template <class C, Form kForm>
-void run_equal_tiles(TileBlock<C> tiles, std::int64_t rows, std::int64_t vectors) {
+void run_equal_tiles(TileBlock<C>& tiles, std::int64_t rows, std::int64_t vectors) {
+  const C *const a = tiles.a, *const ahead = tiles.ahead;
+  const std::int64_t* const c_rows = tiles.c_rows;
   const std::int64_t count = ceil_div(rows, kRows), height = rows / count, taller = rows % count;
   for (const bool more : {true, false}) {
     const std::int64_t h = height + more;
@@ -296,8 +295,11 @@ void run_equal_tiles(TileBlock<C> tiles, std::int64_t rows, std::int64_t vectors
     if (tiles.rows > 0) kTiles<C, kForm>.fn[h][vectors](tiles);
     tiles.a += tiles.rows * tiles.a_step;
     tiles.c_rows += tiles.rows * h;
-    if (kForm != Form::interleaved && tiles.ahead) tiles.ahead += tiles.rows * lines_of_tile(tiles);
+    if (kForm != Form::interleaved && ahead) tiles.ahead += tiles.rows * lines_of_tile(tiles);
   }
+  tiles.a = a;
+  tiles.c_rows = c_rows;
+  tiles.ahead = ahead;
 }
 
 }  // namespace

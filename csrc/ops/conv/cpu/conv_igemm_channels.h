@@ -8,23 +8,28 @@ namespace convnorm::conv {
 namespace {
 
 template <class C, Form kForm>
-void run_pixel_rows(const Task<C>& t, TileBlock<C> tiles, const std::int64_t* rows, std::int64_t vectors) {
+void run_pixel_rows(const Task<C>& t, TileBlock<C>& tiles, const std::int64_t* rows, std::int64_t vectors) {
   const std::int64_t full = t.pixels / kRows, rest = t.pixels % kRows;
+  const C* const a = tiles.a;
+  const C* const* const table = tiles.table;
   tiles.rows = full;
   tiles.c_rows = rows;
   if (full > 0) kTiles<C, kForm>.fn[kRows][vectors](tiles);
-  if (rest == 0) return;
-  tiles.rows = 1;
-  tiles.ahead = tiles.ahead_end;
-  tiles.c_rows += full * kRows;
-  tiles.a += full * tiles.a_step;
-  tiles.table += full * kRows * tiles.runs;
-  kTiles<C, kForm>.fn[rest][vectors](tiles);
+  if (rest > 0) {
+    tiles.rows = 1;
+    tiles.ahead = tiles.ahead_end;
+    tiles.c_rows += full * kRows;
+    tiles.a += full * tiles.a_step;
+    tiles.table += full * kRows * tiles.runs;
+    kTiles<C, kForm>.fn[rest][vectors](tiles);
+  }
+  tiles.a = a;
+  tiles.table = table;
 }
 
 // The same, a row of outputs at a time.
 template <class C>
-void run_window_rows(const Task<C>& t, TileBlock<C> tiles, const std::int64_t* rows, std::int64_t vectors) {
+void run_window_rows(const Task<C>& t, TileBlock<C>& tiles, const std::int64_t* rows, std::int64_t vectors) {
   const Dense& d = *t.d;
   const std::int64_t width = t.work.segments[0].len, lines = t.pixels / width;
   const std::int64_t pitch = window_shape(d, lines, width, d.red_c).pitch;
@@ -34,6 +39,14 @@ void run_window_rows(const Task<C>& t, TileBlock<C> tiles, const std::int64_t* r
     run_equal_tiles<C, Form::strided>(tiles, width, vectors);
     if (tiles.ahead) tiles.ahead += ceil_div(width, kRows) * lines_of_tile(tiles);
   }
+}
+
+// Where the terms of a block lie in a window of the copy.
+template <class C>
+void window_terms(const Plan<C>& plan, const Block& b, const std::int64_t* runs, std::int64_t* terms) {
+  const std::int64_t run = (b.c1 - b.c0) * plan.run_taps;
+  for (std::int64_t j = b.tap0 / plan.run_taps; j < b.tap1 / plan.run_taps; ++j)
+    for (std::int64_t i = 0; i < run; ++i) *terms++ = runs[j] + b.c0 + i;
 }
 
 // The first pixel of the task, in the source.
@@ -50,8 +63,8 @@ void channels_across(const Task<C>& t, const Block& b, const C* weights, bool fi
   TileBlock<C> tiles = block_tiles<C, kForm>(t, b, first);
   tiles.a = t.plan->in_place ? rows_in_place<C>(t, b) : t.work.patches;
   tiles.lda = t.plan->in_place ? d.axis[2].source_stride : t.plan->copied ? d.axis[2].step * d.red_c : t.ldp;
-  tiles.a_runs = t.work.window + b.tap0 / t.plan->run_taps;
-  tiles.skip = t.plan->copied ? b.c0 : (t.group - t.group0) * d.red_c;
+  tiles.a_terms = t.work.terms;
+  tiles.skip = (t.group - t.group0) * d.red_c;
   tiles.a_step = kRows * tiles.lda;
   tiles.table = t.work.table;
   tiles.c_step = kCols<C>;
@@ -98,6 +111,7 @@ void run_channels_across(Task<C>& t) {
   for (std::int64_t i = 0; i < blocks; ++i) {
     const Block b = plan.cut.block(i);
     const bool first = i == 0, last = i + 1 == blocks;
+    if (plan.copied) window_terms(plan, b, t.work.window, t.work.terms);
     if constexpr (std::is_same_v<C, D>)
       if (plan.indirect)
         point_channel_rows<C>(d, t.group0, b, t.work.segments, t.work.segment_count,

@@ -62,6 +62,7 @@ Workspace<C> carve(Arena& arena, const Dense& d, const Plan<C>& plan, std::int64
     w.zeros = arena.take<C>(plan.group_span * plan.cut.channels);
   } else if (plan.copied) {
     w.window = arena.take<std::int64_t>(plan.cut.taps);
+    w.terms = arena.take<std::int64_t>(depth);
     w.patches = arena.take<C>(window_elements(d, plan, pixels));
   } else if (plan.channel_rows) {
     w.patches = arena.take<C>(rows * (depth + kSlack<C>));

@@ -9,8 +9,9 @@ namespace {
 
 // All rows of the task, as tiles of equal height: `rows` tells where they lie in c.
 template <class C, Form kForm>
-void run_channel_rows(const Task<C>& t, TileBlock<C> tiles, const std::int64_t* rows, std::int64_t vectors) {
+void run_channel_rows(const Task<C>& t, TileBlock<C>& tiles, const std::int64_t* rows, std::int64_t vectors) {
   const Plan<C>& plan = *t.plan;
+  const C *const a = tiles.a, *const bias = tiles.bias;
   const std::int64_t taller = imin(t.panel1, imax(t.panel0, t.d->out_c % plan.panels));
   const std::int64_t height = t.d->out_c / plan.panels;
   tiles.rows = taller - t.panel0;
@@ -21,6 +22,8 @@ void run_channel_rows(const Task<C>& t, TileBlock<C> tiles, const std::int64_t* 
   tiles.a += tiles.rows * tiles.a_step;
   tiles.rows = t.panel1 - taller;
   if (tiles.rows > 0) kTiles<C, kForm>.fn[height][vectors](tiles);
+  tiles.a = a;
+  tiles.bias = bias;
 }
 
 template <class C>
@@ -61,7 +64,7 @@ std::int64_t direct_pixels(const std::int64_t* offsets, std::int64_t n) {
 // The pixels [x, x + n) of one direct stretch, or of one column of tiles in a buffer, all channels of the
 // task.
 template <class C, class D, Form kForm>
-void pixel_columns(const Task<C>& t, TileBlock<C> tiles, std::int64_t x, std::int64_t n, C* buffer,
+void pixel_columns(const Task<C>& t, TileBlock<C>& tiles, std::int64_t x, std::int64_t n, C* buffer,
                    bool last) {
   const Dense& d = *t.d;
   const std::int64_t k0 = t.plan->first_channel(t.panel0, d.out_c), channels = task_channels(t);
@@ -73,6 +76,7 @@ void pixel_columns(const Task<C>& t, TileBlock<C> tiles, std::int64_t x, std::in
     write_direct(t, tiles, dst, n, last);
     return run_channel_rows<C, kForm>(t, tiles, t.work.channels, vectors);
   }
+  tiles.columns = 1;
   write_buffered(tiles, buffer);
   run_channel_rows<C, kForm>(t, tiles, t.work.lines, vectors);
   if (!last) return;

@@ -18,6 +18,7 @@ struct Workspace {
   std::int64_t* offsets;   // of each pixel of the task in the destination
   std::int64_t* channels;  // of each channel of the task, from the first
   std::int64_t* window;    // windowed: of each term, or copied, of each run, in the copy
+  std::int64_t* terms;     // copied: of each term
   std::int64_t* lines;     // of the rows of the buffer: multiples of kCols
   Run* runs;
   Segment* segments;
