@@ -53,6 +53,15 @@ const char* name(Isa isa) {
   }
 }
 
+bool scatter_is_fast() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  return !__builtin_cpu_is("amd");
+#else
+  return false;
+#endif
+}
+
 Isa supported_isa() {
   static const Isa isa = detect();
   return isa;

@@ -2,7 +2,11 @@
 // dimensions.
 #include "ops/max_pool/adaptive_max_pool.h"
 
+#include <array>
+#include <utility>
+
 #include "common/registry.h"
+#include "cpu/isa.h"
 
 namespace convnorm::max_pool {
 namespace {
@@ -70,20 +74,28 @@ std::span<const Kernel<ForwardFn>> adaptive_kernels() {
 }
 
 std::span<const Kernel<BackwardFn>> spread_kernels() {
-  static const Kernel<BackwardFn> rows[] = {
+  static const auto rows = [] {
+    std::array all = std::to_array<Kernel<BackwardFn>>({
 #if defined(__x86_64__)
-      {"adaptive_max_pool_backward_channels_avx512", kSpread, Isa::avx512, refuse_spread<64>,
-       adaptive_avx512.spread},
-      {"adaptive_max_pool_backward_scatter_avx512", kScatter, Isa::avx512, refuse_scatter,
-       adaptive_avx512.scatter},
-      {"adaptive_max_pool_backward_channels_avx2", kSpread, Isa::avx2, refuse_spread<32>,
-       adaptive_avx2.spread},
+        {"adaptive_max_pool_backward_channels_avx512", kSpread, Isa::avx512, refuse_spread<64>,
+         adaptive_avx512.spread},
+        {"adaptive_max_pool_backward_channels_avx2", kSpread, Isa::avx2, refuse_spread<32>,
+         adaptive_avx2.spread},
 #endif
-      {"adaptive_max_pool_backward_channels_generic", kSpread, Isa::generic, refuse_spread<16>,
-       adaptive_generic.spread},
-      {"adaptive_max_pool_backward_scatter", "values added at their indices, one by one", Isa::generic,
-       nullptr, spread_indices},
-  };
+        {"adaptive_max_pool_backward_channels_generic", kSpread, Isa::generic, refuse_spread<16>,
+         adaptive_generic.spread},
+#if defined(__x86_64__)
+        {"adaptive_max_pool_backward_scatter_avx512", kScatter, Isa::avx512, refuse_scatter,
+         adaptive_avx512.scatter},
+#endif
+        {"adaptive_max_pool_backward_scatter", "values added at their indices, one by one", Isa::generic,
+         nullptr, spread_indices},
+    });
+#if defined(__x86_64__)
+    if (!scatter_is_fast()) std::swap(all.end()[-1], all.end()[-2]);
+#endif
+    return all;
+  }();
   return rows;
 }
 
