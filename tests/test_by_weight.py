@@ -94,6 +94,7 @@ LAYERS = {  # gradient, weight, stride, padding: windows in rows, and few column
 
 
 def image_of(layer):
+    torch.manual_seed(0)
     grad_size, size, stride, padding = LAYERS[layer]
     image = [(o - 1) * stride - 2 * padding + k for o, k in zip(grad_size[2:], size[2:], strict=True)]
     return torch.randn(grad_size), torch.randn(grad_size[0], size[1], *image)
@@ -103,7 +104,6 @@ def image_of(layer):
 def exact(layer, dtype):
     """In extended precision: torch's float64 sums are worse than ours on some processors."""
     _, size, stride, padding = LAYERS[layer]
-    torch.manual_seed(0)
     grad, x = (t.to(dtype).double() for t in image_of(layer))
     n = len(size) - 2
     patches = F.pad(x, [padding] * 2 * n)

@@ -58,7 +58,7 @@ bool scatter_is_fast() {
   __builtin_cpu_init();
   return !__builtin_cpu_is("amd");
 #else
-  return false;
+  return true;
 #endif
 }
 

@@ -10,7 +10,8 @@ const char* name(Isa isa);
 // What the processor and the operating system support.
 Isa supported_isa();
 
-// Whether scatter instructions beat storing one element after the other: AMD's take a fifth longer.
+// Whether scatter instructions, if there are any, beat storing one element after the other: AMD's take a
+// fifth longer.
 bool scatter_is_fast();
 
 // What is used: the widest supported one that has been proven on hardware, or what CONVNORM_ISA or set_isa

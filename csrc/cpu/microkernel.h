@@ -154,10 +154,9 @@ inline void clear(vec<C> (&acc)[MR][NV]) {
 }
 
 // One tile of a packed a, from tile_a.
-template <class C, int MR, int NV, Form kForm>
+template <class C, int MR, int NV, Form kForm, class A>
 [[gnu::always_inline]] inline void packed_tile(const TileBlock<C>& t, const C* tile_a, const C* b, C* c,
-                                               const std::int64_t* c_rows, const C* bias, Ahead ahead,
-                                               StretchAhead stretch) {
+                                               const std::int64_t* c_rows, const C* bias, A ahead) {
   const std::int64_t piece = t.piece, ldb = kForm == Form::interleaved ? t.ldb : kCols<C>;
   Start start = t.start;
   for (std::int64_t k = 0;;) {
@@ -170,9 +169,9 @@ template <class C, int MR, int NV, Form kForm>
       accumulate(acc, n, tile_a + k * t.lda, t.lda, b, t.b_rows + k);
     } else if constexpr (kForm == Form::strided) {
       const std::int64_t* terms = t.a_terms + k;
-      accumulate_strided(acc, n, tile_a, t.lda, b, stretch, [terms](std::int64_t i) { return terms[i]; });
+      accumulate_strided(acc, n, tile_a, t.lda, b, ahead, [terms](std::int64_t i) { return terms[i]; });
     } else {
-      accumulate_strided(acc, n, tile_a + k, t.lda, b, stretch, [](std::int64_t i) { return i; });
+      accumulate_strided(acc, n, tile_a + k, t.lda, b, ahead, [](std::int64_t i) { return i; });
     }
     k += n;
     const bool last = k >= t.depth;
@@ -186,7 +185,7 @@ template <class C, int MR, int NV, Form kForm>
 // One tile of rows read where they are. A chain is `joined` runs, or a piece of one.
 template <class C, int MR, int NV, Form kForm>
 [[gnu::noinline]] void tile_by_runs(const TileBlock<C>& t, const C* const* table, const C* b, C* c,
-                                    const std::int64_t* c_rows, const C* bias, StretchAhead stretch) {
+                                    const std::int64_t* c_rows, const C* bias, StretchAhead ahead) {
   constexpr std::int64_t ldb = kCols<C>;
   const std::int64_t run = t.run, skip = t.skip, piece = t.piece, runs = t.runs, joined = t.joined;
   Start start = t.start;
@@ -204,7 +203,7 @@ template <class C, int MR, int NV, Form kForm>
         if constexpr (kForm == Form::paired)
           accumulate(acc, n, a, t.a_pair, b + (j * run + i) * ldb, t.b_pair);
         else
-          accumulate(acc, n, a, b + (j * run + i) * ldb, stretch);
+          accumulate(acc, n, a, b + (j * run + i) * ldb, ahead);
       }
       fold(acc, t, c, c_rows, start, bias, end == runs && i + n >= run);
       start = Start::add_to_c;
@@ -240,6 +239,14 @@ inline StretchAhead stretch_ahead(const TileBlock<C>& t, const C* b, std::int64_
   return {reinterpret_cast<const char*>(at < t.ahead_end ? at : b)};
 }
 
+template <Form kForm, class C>
+inline auto ahead_of_tile(const TileBlock<C>& t, const C* a, const C* b, std::int64_t i, std::int64_t j) {
+  if constexpr (kForm == Form::interleaved)
+    return lines_ahead(t, a, i, j);
+  else
+    return stretch_ahead(t, b, i);
+}
+
 template <class C, int MR, int NV, Form kForm>
 void run_tiles(const TileBlock<C>& t) {
   const C* a = t.a;
@@ -253,11 +260,11 @@ void run_tiles(const TileBlock<C>& t) {
       if (!t.held) ask_for_tile<C, MR, NV>(c, c_rows);
       if (t.residual) ask_for_tile<C, MR, NV>(t.residual + (c - t.c), c_rows);
       const C* tile_bias = t.start == Start::col_bias ? bias + j * NV * kLanes<C> : bias;
+      const auto ahead = ahead_of_tile<kForm>(t, a, b, i, j);
       if constexpr (by_runs(kForm))
-        tile_by_runs<C, MR, NV, kForm>(t, table, b, c, c_rows, tile_bias, stretch_ahead(t, b, i));
+        tile_by_runs<C, MR, NV, kForm>(t, table, b, c, c_rows, tile_bias, ahead);
       else
-        packed_tile<C, MR, NV, kForm>(t, a, b, c, c_rows, tile_bias, lines_ahead(t, a, i, j),
-                                      stretch_ahead(t, b, i));
+        packed_tile<C, MR, NV, kForm>(t, a, b, c, c_rows, tile_bias, ahead);
     }
     a += t.a_step;
     if constexpr (by_runs(kForm)) table += t.runs * kRows;

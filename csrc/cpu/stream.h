@@ -14,6 +14,12 @@ inline bool can_stream(const T* p, std::int64_t length) {
          length * static_cast<std::int64_t>(sizeof(T)) >= 256;
 }
 
+// Whether rows of n elements at p are whole cache lines.
+template <class T>
+inline bool whole_lines(const T* p, std::int64_t n) {
+  return reinterpret_cast<std::uintptr_t>(p) % 64 == 0 && n * static_cast<std::int64_t>(sizeof(T)) % 64 == 0;
+}
+
 // p is aligned to a vector. Lines are to be written whole, one after the other: a vector is one, or its
 // neighbours follow at once.
 template <class C>

@@ -91,9 +91,7 @@ std::span<const Kernel<BackwardFn>> spread_kernels() {
         {"adaptive_max_pool_backward_scatter", "values added at their indices, one by one", Isa::generic,
          nullptr, spread_indices},
     });
-#if defined(__x86_64__)
     if (!scatter_is_fast()) std::swap(all.end()[-1], all.end()[-2]);
-#endif
     return all;
   }();
   return rows;

@@ -69,10 +69,10 @@ struct Coefficients {
   C* slope() const { return at + 3 * kPitch; }
   C* along() const { return at + 4 * kPitch; }
   C* level() const { return at + 5 * kPitch; }
-  // The first `count` channels' again and again, for `times` rows side by side.
-  void repeat(std::int64_t count, std::int64_t times) const {
-    for (C* array = at; array < at + kTable; array += kPitch)
-      for (std::int64_t i = count; i < count * times; ++i) array[i] = array[i - count];
+  // The first `arrays`, of `count` channels, again and again, for `times` rows side by side.
+  void repeat(int arrays, std::int64_t count, std::int64_t times) const {
+    for (C* array = at; array < at + arrays * kPitch; array += kPitch)
+      for (std::int64_t i = 1; i < times; ++i) std::memcpy(array + i * count, array, count * sizeof(C));
   }
   Coefficients table(std::int64_t i) const { return Coefficients(at + i * kTable); }
   Coefficients channel(std::int64_t c) const { return Coefficients(at + c / kMost * kTable + c % kMost); }

@@ -105,12 +105,12 @@ struct RowSource {
   }
 };
 
-// How many rows are walked as one: as many as a table of coefficients serves, where all operands are dense.
-// Rows of 64 channels would otherwise take as long to begin as to do.
+// How many rows of a tile are walked as one: as many as a table of coefficients serves, where all operands
+// are dense. Rows of 64 channels would otherwise take as long to begin as to do.
 template <class... Source>
 std::int64_t rows_joined(const Rows& g, const Source&... of) {
   const bool dense = ((!of.v.data || of.stride == g.channels) && ...);
-  return dense && g.across == 1 ? kWidth / g.channels : 1;
+  return dense && g.across == 1 ? imax(1, imin(kWidth / g.channels, g.rows / g.down)) : 1;
 }
 
 // Whether the vector of this way is the first in its cache line, where tiles start with one.
@@ -340,7 +340,7 @@ struct RowsForward {
         const Tile t = tile_at(g, i);
         if (p.train) merge_tiles(partial + t.channel, g.channels, t.channel, t.width);
         forward_coefficients(p, t.channel, t.width, k.table(i));
-        k.table(i).repeat(t.width, joined);
+        k.table(i).repeat(3, t.width, joined);
       }
     });
     if (!p.out.data) return;

@@ -183,7 +183,7 @@ struct RowsBackward {
         weight_gradients(p, t.channel, t.width, k.table(i));
       }
       backward_coefficients(p, t.channel, t.width, k.table(i));
-      k.table(i).repeat(t.width, joined);
+      k.table(i).repeat(6, t.width, joined);
     });
     if (!writes()) return;
     parallel_for(g.down * g.across, g.grain(), [&](std::int64_t begin, std::int64_t end) {

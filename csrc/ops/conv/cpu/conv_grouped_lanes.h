@@ -86,12 +86,10 @@ bool lanes_serve(const Dense& d) {
 // Weights of one vector of groups, as w[t][c][g, k].
 template <class C, class D>
 void pack_lane_weights(const Dense& d, std::int64_t vector, C* out) {
-  const Axis* a = d.axis;
   const std::int64_t groups = kLanes<C> / d.red_c;
   const D* base = static_cast<const D*>(d.weight) + vector * groups * d.weight_group;
   for (std::int64_t t = 0; t < tap_count(d); ++t) {
-    const Tap tap = tap_at(d, t);
-    const D* at = base + tap.d * a[0].weight_step + tap.h * a[1].weight_step + tap.w * a[2].weight_step;
+    const D* at = base + weight_of_tap(d, t);
     for (std::int64_t c = 0; c < d.red_c; ++c)
       for (std::int64_t g = 0; g < groups; ++g)
         for (std::int64_t k = 0; k < d.out_c; ++k)

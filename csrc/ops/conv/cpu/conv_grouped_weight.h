@@ -157,12 +157,10 @@ void run_band(const GroupedTask<C>& t, std::int64_t n, std::int64_t out_d, std::
 template <class C, class D>
 void write_group(const Dense& d, const GroupedPlan<C>& plan, const C* parts, const double* bias,
                  std::int64_t group) {
-  const Axis* a = d.axis;
   const Parts<C> sums{parts + group * plan.part, plan.splits, d.groups * plan.part};
   D* out = static_cast<D*>(d.weight) + group * d.weight_group;
   for (std::int64_t t = 0; t < tap_count(d); ++t) {
-    const Tap tap = tap_at(d, t);
-    D* at = out + tap.d * a[0].weight_step + tap.h * a[1].weight_step + tap.w * a[2].weight_step;
+    D* at = out + weight_of_tap(d, t);
     for (std::int64_t k = 0; k < d.out_c; ++k)
       write_row(sums, (t * d.out_c + k) * d.red_c, d.red_c, at + k * d.weight_out, d.weight_red);
   }

@@ -17,7 +17,7 @@ void run_pixel_rows(const Task<C>& t, TileBlock<C>& tiles, const std::int64_t* r
   if (full > 0) kTiles<C, kForm>.fn[kRows][vectors](tiles);
   if (rest > 0) {
     tiles.rows = 1;
-    tiles.ahead = tiles.ahead_end;
+    tiles.ahead += full * lines_of_tile(tiles);
     tiles.c_rows += full * kRows;
     tiles.a += full * tiles.a_step;
     tiles.table += full * kRows * tiles.runs;
@@ -37,16 +37,14 @@ void run_window_rows(const Task<C>& t, TileBlock<C>& tiles, const std::int64_t* 
     tiles.a = t.work.patches + y * d.axis[1].step * pitch;
     tiles.c_rows = rows + y * width;
     run_equal_tiles<C, Form::strided>(tiles, width, vectors);
-    if (tiles.ahead) tiles.ahead += ceil_div(width, kRows) * lines_of_tile(tiles);
+    tiles.ahead += ceil_div(width, kRows) * lines_of_tile(tiles);
   }
 }
 
 // Where the terms of a block lie in a window of the copy.
-template <class C>
-void window_terms(const Plan<C>& plan, const Block& b, const std::int64_t* runs, std::int64_t* terms) {
-  const std::int64_t run = (b.c1 - b.c0) * plan.run_taps;
-  for (std::int64_t j = b.tap0 / plan.run_taps; j < b.tap1 / plan.run_taps; ++j)
-    for (std::int64_t i = 0; i < run; ++i) *terms++ = runs[j] + b.c0 + i;
+inline void window_terms(const Block& b, const std::int64_t* taps, std::int64_t* terms) {
+  for (std::int64_t t = b.tap0; t < b.tap1; ++t)
+    for (std::int64_t c = b.c0; c < b.c1; ++c) *terms++ = taps[t] + c;
 }
 
 // The first pixel of the task, in the source.
@@ -79,10 +77,9 @@ void channels_across(const Task<C>& t, const Block& b, const C* weights, bool fi
     tiles.lanes = direct ? lanes % kLanes<C> : 0;
     D* dst = static_cast<D*>(d.dst) + t.group * d.out_c + k0;
     tiles.columns = direct && full > 1 && t.plan->weights_in_l2(b) ? full : 1;
-    tiles.b = weights + i * kCols<C> * b.depth();
-    const bool asks = tiles.columns == 1 && i + 1 < t.panel1;  // for the next panel
-    tiles.ahead = asks ? tiles.b + kCols<C> * b.depth() : nullptr;
-    tiles.ahead_end = asks ? tiles.ahead + kCols<C> * b.depth() : nullptr;
+    tiles.b = weights + i * tiles.b_step;
+    tiles.ahead = tiles.ahead_end = tiles.b + tiles.b_step;
+    if (tiles.columns == 1 && i + 1 < t.panel1) tiles.ahead_end += tiles.b_step;  // the next panel
     if (bias) tiles.bias = bias + t.group * t.plan->bias_row(d.out_c) + k0;
     direct ? write_direct(t, tiles, dst, lanes, last) : write_buffered(tiles, buffer);
     const std::int64_t vectors = kForm == Form::paired ? 2 : ceil_div(lanes, kLanes<C>);
@@ -105,13 +102,13 @@ void run_channels_across(Task<C>& t) {
   if (plan.copied) {
     const Segment& at = t.work.segments[0];
     const WindowShape shape = window_shape(d, t.pixels / at.len, at.len, d.red_c);
-    copied_runs(d, shape, plan.run_taps, t.work.window);
+    copied_runs(d, shape, 1, t.work.window);
     copy_pixels<D>(d, shape, at, t.work.patches);
   }
   for (std::int64_t i = 0; i < blocks; ++i) {
     const Block b = plan.cut.block(i);
     const bool first = i == 0, last = i + 1 == blocks;
-    if (plan.copied) window_terms(plan, b, t.work.window, t.work.terms);
+    if (plan.copied) window_terms(b, t.work.window, t.work.terms);
     if constexpr (std::is_same_v<C, D>)
       if (plan.indirect)
         point_channel_rows<C>(d, t.group0, b, t.work.segments, t.work.segment_count,

@@ -2,10 +2,11 @@
 //
 // Two orientations of one loop nest; the side that is contiguous in the destination is the vector side:
 //
-//   pixels across (NCHW)    tile rows are output channels (weights, interleaved), columns pixels
-//   (P[k][pixel]) channels across (NHWC)  tile rows are pixels (P[pixel][k], or the image in place, through a
-//   table of
-//                           pointers, or rows of a padded copy), columns output channels (weights)
+//   pixels across (NCHW)
+//     tile rows are output channels (weights, interleaved), columns pixels (P[k][pixel])
+//   channels across (NHWC)
+//     tile rows are pixels (P[pixel][k], or the image in place, through a table of pointers, or rows of a
+//     padded copy), columns output channels (weights)
 //
 //   pack all weights into panels                               shared scratch, once per call
 //   for task = (group, channel block, pixel block):            in parallel, by shape alone

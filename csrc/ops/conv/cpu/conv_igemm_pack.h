@@ -76,6 +76,11 @@ inline Tap tap_at(const Dense& d, std::int64_t t) {
   const std::int64_t w = imax(1, d.axis[2].taps), h = imax(1, d.axis[1].taps);  // no taps: a block of zeros
   return {t / (w * h), t / w % h, t % w};
 }
+// Where the weights of tap t lie, from those of the first.
+inline std::int64_t weight_of_tap(const Dense& d, std::int64_t t) {
+  const Tap tap = tap_at(d, t);
+  return tap.d * d.axis[0].weight_step + tap.h * d.axis[1].weight_step + tap.w * d.axis[2].weight_step;
+}
 
 // A stretch of consecutive output pixels in one output row: len pixels from (n, d, h, w), at place `at` in
 // the block.

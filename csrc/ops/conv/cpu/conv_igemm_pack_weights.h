@@ -55,11 +55,6 @@ void pack_weight_run(const S* src, std::int64_t out_stride, std::int64_t stride,
   }
 }
 
-inline std::int64_t weight_of_tap(const Dense& p, const Tap& tap) {
-  const Axis* a = p.axis;
-  return tap.d * a[0].weight_step + tap.h * a[1].weight_step + tap.w * a[2].weight_step;
-}
-
 // Weights of which neither filters nor channels lie side by side: a few channels at a time, all of their
 // taps, which share lines. Where a channel's filters are a short stretch (the gradient by input), those of
 // the next channels are far apart, and are asked for.
@@ -75,7 +70,7 @@ void pack_weight_rows(const Dense& p, const Block& b, const S* base, std::int64_
     for (std::int64_t j = kFew; j < kFew + few; ++j)
       for (std::int64_t i = 0; i < ahead; i += line) __builtin_prefetch(row + j * p.weight_red + i);
     for (std::int64_t t = b.tap0; t < b.tap1; ++t) {
-      const S* at = row + weight_of_tap(p, tap_at(p, t));
+      const S* at = row + weight_of_tap(p, t);
       C* to = dst + (t - b.tap0) * tap_step;
       for (std::int64_t j = 0; j < few; ++j)
         for (std::int64_t o = 0; o < lanes; ++o)
@@ -114,7 +109,7 @@ void pack_weight_panel(const Dense& p, std::int64_t group, const Block& b, bool 
   if (p.weight_red != 1 && p.weight_out != 1)
     return pack_weight_rows<S>(p, b, base, lanes, dst, tap_step, channel_step);
   for (std::int64_t t = 0; t < taps; ++t) {
-    const S* at = base + weight_of_tap(p, tap_at(p, b.tap0 + t));
+    const S* at = base + weight_of_tap(p, b.tap0 + t);
     pack_weight_run(at + b.c0 * p.weight_red, p.weight_out, p.weight_red, lanes, channels, width,
                     dst + t * tap_step, channel_step);
   }

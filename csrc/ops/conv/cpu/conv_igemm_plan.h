@@ -22,9 +22,8 @@ struct Plan {
   bool streamed;     // the result is written around the caches where its lines are whole
   bool windowed;     // a padded copy in place of patches: copied, or rows of pixels, shifted by each tap
   Cut cut;
-  std::int64_t run_taps;  // copied: taps that are one stretch, a row of the window or one
-  std::int64_t chain;     // limit of a chain of FMAs
-  std::int64_t span;      // pixels across: packed at a time
+  std::int64_t chain;  // limit of a chain of FMAs
+  std::int64_t span;   // pixels across: packed at a time
   std::int64_t pixels, pixel_blocks, channel_blocks;
   std::int64_t plane, unit;  // windowed: tasks are `unit` pixels of a plane, whole rows or a piece of one
   std::int64_t panel;        // output channels per weight panel
@@ -150,7 +149,8 @@ bool pixels_serve(const Dense& d) {
 }
 
 // Whether the result is written around the caches: it is larger than they are, its rows are whole lines, and
-// a sum is complete before the next tile's.
+// a sum is complete before the next tile's. Smaller ones are left to the caches, where the next layer finds
+// them.
 template <class C>
 bool streaming_serves(const Dense& d, const Plan<C>& p) {
   constexpr std::int64_t line = 64 / sizeof(C);
@@ -205,8 +205,9 @@ Plan<C> make_plan(const Dense& d, bool same_type) {
   p.turned = same_type && p.pixels > 0 && pixels_serve<C>(d);
   p.channel_rows = d.dst_c == 1 && !(d.out_c == 1 && d.axis[2].out_stride == 1) && !p.turned;
   p.copied = p.channel_rows && p.pixels > 0 && copy_serves(d) && copy_bytes<C>(d) <= kCopyBytes;
-  p.run_taps = p.copied && window_rows_join(d) ? d.axis[2].taps : 1;
-  p.cut = make_cut(d, p.channel_rows, most_depth(d, p.channel_rows), p.run_taps);
+  const std::int64_t whole =
+      p.copied && window_rows_join(d) ? d.axis[2].taps : 1;  // a window row of few channels
+  p.cut = make_cut(d, p.channel_rows, most_depth(d, p.channel_rows), whole);
   p.groups = d.groups;
   p.pixel_blocks = imax(1, ceil_div(p.pixels, kPixelBlock));
   p.panel = p.channel_rows ? kCols<C> : kRows;

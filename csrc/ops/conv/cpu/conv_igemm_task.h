@@ -17,7 +17,7 @@ struct Workspace {
   C* held;                 // streamed: the sums of a tile that are not complete
   std::int64_t* offsets;   // of each pixel of the task in the destination
   std::int64_t* channels;  // of each channel of the task, from the first
-  std::int64_t* window;    // windowed: of each term, or copied, of each run, in the copy
+  std::int64_t* window;    // windowed: of each term, or copied, of each tap, in the copy
   std::int64_t* terms;     // copied: of each term
   std::int64_t* lines;     // of the rows of the buffer: multiples of kCols
   Run* runs;
@@ -48,12 +48,6 @@ template <class C>
 std::int64_t odd_lines(std::int64_t n) {
   constexpr std::int64_t line = 64 / sizeof(C);
   return (ceil_div(round_up_line<C>(n), line) | 1) * line;
-}
-
-// Whether rows of n elements at p are whole cache lines.
-template <class C>
-bool whole_lines(const C* p, std::int64_t n) {
-  return reinterpret_cast<std::uintptr_t>(p) % 64 == 0 && n * std::int64_t(sizeof(C)) % 64 == 0;
 }
 
 // c becomes dst, in rows of n elements, and a sum that is complete is finished on the way.
@@ -134,9 +128,8 @@ TileBlock<C> block_tiles(const Task<C>& t, const Block& b, bool first) {
   TileBlock<C> tiles{};
   tiles.columns = 1;
   tiles.depth = b.depth();
-  const std::int64_t taps = t.plan->run_taps;
-  tiles.runs = (b.tap1 - b.tap0) / taps;
-  tiles.run = (b.c1 - b.c0) * taps;
+  tiles.runs = b.tap1 - b.tap0;
+  tiles.run = b.c1 - b.c0;
   tiles.joined = imax(1, limit / tiles.run);
   // Of a run where the sum goes by runs: it may be empty (no tap reaches an input between strides).
   tiles.piece = piece_length(by_runs(kForm) ? tiles.run : tiles.depth, limit);

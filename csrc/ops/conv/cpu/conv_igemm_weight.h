@@ -242,7 +242,6 @@ void run_weight_task(const WeightTask<C>& t) {
 template <class C, class D>
 void write_weights(const Dense& d, const WeightPlan<C>& plan, const Parts<C>& parts, std::int64_t group,
                    std::int64_t k0, std::int64_t k1) {
-  const Axis* a = d.axis;
   for (std::int64_t i = 0; i < plan.cut.count(); ++i) {
     const Block b = plan.cut.block(i);
     const std::int64_t channels = b.c1 - b.c0, taps = b.tap1 - b.tap0;
@@ -253,8 +252,7 @@ void write_weights(const Dense& d, const WeightPlan<C>& plan, const Parts<C>& pa
       continue;
     }
     for (std::int64_t t = 0; t < taps; ++t) {
-      const Tap tap = tap_at(d, b.tap0 + t);
-      D* at = out + tap.d * a[0].weight_step + tap.h * a[1].weight_step + tap.w * a[2].weight_step;
+      D* at = out + weight_of_tap(d, b.tap0 + t);
       if (plan.channel_rows) {
         const std::int64_t column = i * round_up_line<C>(plan.depth) + t / plan.group_taps * plan.group_ld +
                                     t % plan.group_taps * channels;

@@ -127,13 +127,13 @@ inline void transform_piece(const Dense& d, std::int64_t vectors, const Piece& p
   const bool last = channels_last_weight(d);  // taps, then channels
   const std::int64_t side = d.axis[1].taps;
   std::int64_t tap = last ? piece.channels * kPanel : kPanel, row = side * tap;
-  const std::int64_t channel = last ? kPanel : side * side * kPanel;
+  const std::int64_t taps_of_channel = side * side * kPanel, channel = last ? kPanel : taps_of_channel;
   if (d.axis[1].offset_step < 0) raw += (side - 1) * row, row = -row;
   if (d.axis[2].offset_step < 0) raw += (side - 1) * tap, tap = -tap;
   with_taps(side, [&](auto taps) {
     for (std::int64_t i = 0; i < piece.channels; ++i) {
-      for (std::int64_t l = 0; next && l < side * side * kPanel; l += 16)
-        __builtin_prefetch(next + i * side * side * kPanel + l);
+      for (std::int64_t l = 0; next && l < taps_of_channel; l += kLine)
+        __builtin_prefetch(next + i * taps_of_channel + l);
       for (std::int64_t v = 0; v < vectors; ++v)
         transform_weight<taps>(raw + i * channel + v * kL, row, tap, u + i * kPanel + v * kL, plane);
     }
