@@ -55,9 +55,9 @@ def winograd() -> bool:
 def set_winograd(enabled: bool) -> None:
     """Allow Winograd's method, a third of the multiplications or fewer, or rule it out; for the whole process.
 
-    It is on unless the environment has ``CONVNORM_WINOGRAD=0``, and serves float32 convolutions with windows of 2x2
-    to 5x5 (of any depth), stride 1 and one group, strided ones over few channels (a 7x7 stem), and both gradients,
-    where it saves time (1.2 to 3 times faster).
+    It is on unless the environment has ``CONVNORM_WINOGRAD=0``, and serves float32 convolutions of one group with
+    windows of 2x2 to 5x5 (of any depth), or of that many steps of the stride, and both gradients, where it saves time
+    (1.1 to 3 times faster).
 
     Its rounding errors are larger than those of the direct sum, about twice on average, and an output shares in
     those of the 6x6 inputs around it. With ``eps = 2**-23`` and ``C`` channels summed over, the tests hold every

@@ -221,6 +221,38 @@ def test_strided_windows_over_few_channels(x, filters, stride, padding, layout, 
     assert_weights_within_bound(source, w, padding, 1, None, stride)
 
 
+STRIDED = [  # input, filters, stride, padding
+    ((4, 100, 59, 60), (90, 100, 3, 3), 2, 1),  # the usual one: phases of four, two and one tap
+    ((4, 96, 40, 43), (140, 96, 4, 4), 2, 1),  # all phases alike; by input half of them a pixel further on
+    ((4, 64, 41, 50), (96, 64, 5, 5), 2, (2, 0)),
+    ((4, 40, 61, 64), (100, 40, 7, 7), 3, 2),
+    ((4, 64, 40, 70), (96, 64, 3, 6), (1, 2), 1),
+    ((4, 64, 70, 40), (96, 64, 9, 3), (3, 1), (4, 1)),
+    ((2, 280, 40, 40), (128, 280, 3, 3), 2, 1),  # by filters, several blocks of the sum
+]
+
+
+@isas
+@layouts
+@pytest.mark.parametrize("x, filters, stride, padding", STRIDED, ids=str)
+def test_strided_windows(x, filters, stride, padding, layout, isa):
+    backends.set_isa(isa)
+    source, w = (torch.randn(shape).contiguous(memory_format=layout) for shape in (x, filters))
+    assert_within_bound(source, w, torch.randn(filters[0]), padding, 1, stride)
+    assert_weights_within_bound(source, w, padding, 1, None, stride)
+
+
+@isas
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_strided_volumes(layout, isa):
+    backends.set_isa(isa)
+    x, w = torch.randn(2, 40, 6, 40, 39), torch.randn(100, 40, 3, 3, 3)
+    if layout == "channels_last":
+        x, w = (t.contiguous(memory_format=torch.channels_last_3d) for t in (x, w))
+    assert_within_bound(x, w, torch.randn(100), 1, 1, (1, 2, 2))
+    assert_weights_within_bound(x, w, 1, 1, None, (2, 2, 2))
+
+
 @isas
 @pytest.mark.parametrize(
     "layout", [torch.contiguous_format, torch.channels_last_3d], ids=["contiguous", "channels_last"]
@@ -317,16 +349,19 @@ def test_mean_error_is_at_most_ten_units_of_the_mean_output():
         assert (fast - expected).pow(2).mean().sqrt() <= 10 * 2.0**-23 * expected.pow(2).mean().sqrt()
 
 
-@pytest.mark.parametrize("shape", [(4, 32, 32, 24, 24), (1, 300, 48, 13, 11), (9, 16, 16, 30, 7)], ids=str)
+THREADED = [((4, 32, 32, 24, 24), 1), ((1, 300, 48, 13, 11), 1), ((9, 16, 16, 30, 7), 1), ((4, 70, 80, 60, 49), 2)]
+
+
+@pytest.mark.parametrize("shape, stride", THREADED, ids=str)
 @layouts
-def test_same_bits_for_any_number_of_threads(shape, layout):
+def test_same_bits_for_any_number_of_threads(shape, stride, layout):
     n, c, k, *size = shape
     x, w, b = torch.randn(n, c, *size).contiguous(memory_format=layout), torch.randn(k, c, 3, 3), torch.randn(k)
     results = []
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
         torch.manual_seed(1)
-        results.append(conv(x, w, b))
+        results.append(conv(x, w, b, stride=stride))
     for other in results[1:]:
         for a, e in zip(other, results[0], strict=True):
             assert_same(a, e)
@@ -353,17 +388,17 @@ def test_strides_do_not_matter():
 
 
 REFUSALS = [  # reason, input, weight, arguments
-    ("window of 2x2 to 5x5", (4, 32, 32, 32), (32, 32, 6, 6), {}),
-    ("window of 2x2 to 5x5", (4, 32, 32, 32), (32, 32, 3, 5), {}),
-    ("stride 1", (4, 32, 32, 32), (32, 32, 3, 3), {"stride": 2}),
+    ("2x2 to 5x5 taps", (4, 32, 32, 32), (32, 32, 6, 6), {}),
+    ("2x2 to 5x5 taps at every phase", (4, 32, 32, 32), (32, 32, 3, 5), {}),
+    ("at every phase of the stride", (4, 3, 64, 64), (64, 3, 11, 11), {"stride": 2}),
+    ("dilated window: needs stride 1", (4, 64, 64, 64), (64, 64, 3, 3), {"stride": 2, "dilation": 2}),
     ("divides 24", (4, 64, 64, 64), (64, 64, 3, 3), {"dilation": 5, "padding": 5}),
     ("one group", (4, 32, 32, 32), (32, 16, 3, 3), {"groups": 2}),
     ("too few channels", (4, 3, 224, 224), (64, 3, 3, 3), {}),
     ("or tiles", (1, 64, 2, 2), (64, 64, 3, 3), {"padding": 1}),
-    ("channels times phases", (4, 9, 64, 64), (64, 9, 7, 7), {"stride": 2}),
-    ("2x2 to 5x5 steps", (4, 3, 64, 64), (64, 3, 11, 11), {"stride": 2}),
-    ("dilated", (4, 3, 64, 64), (64, 3, 7, 7), {"stride": 2, "dilation": 2}),
-    ("one plane", (4, 3, 2, 64, 64), (64, 3, 2, 7, 7), {"stride": 2}),
+    ("channels times phases", (1, 9, 16, 16), (6, 9, 7, 7), {"stride": 2}),
+    ("a dilated window", (4, 3, 64, 64), (64, 3, 7, 7), {"stride": 2, "dilation": 2}),
+    ("one plane", (1, 3, 2, 24, 24), (6, 3, 2, 7, 7), {"stride": 2}),
 ]
 
 

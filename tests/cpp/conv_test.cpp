@@ -201,25 +201,29 @@ void check_kernels(DType dtype, int trials, bool depthwise = false) {
     }
 }
 
-// A 3x3 problem at stride 1, of any size and padding, in any layout; channels across the blocks of the sum
-// now and then.
+// A problem of 2x2 to 5x5 taps at each phase of the stride, of any size and padding, in any layout; channels
+// across the blocks of the sum now and then.
 Params winograd_problem(Random& random, Pass pass) {
   Params p{};
   p.pass = pass;
   p.dtype = DType::f32;
   const std::int64_t c = random(0, 9) ? random(1, 40) : random(250, 300), k = random(1, 40), n = random(1, 3);
   std::array<std::int64_t, 5> in{n, c, 1, 1, 1}, out{n, k, 1, 1, 1};
-  p.window.kernel = {1, 3, 3};
+  const std::int64_t taps = random(2, 5);
+  const bool strided = random(0, 1);
   for (int d = 1; d < kSpatial; ++d) {
+    const std::int64_t step = strided ? random(1, 3) : 1, side = taps * step - random(0, step - 1);
+    p.window.stride[d] = step;
+    p.window.kernel[d] = side;
     p.window.pad[d] = random(0, 3);
     p.window.pad_hi[d] = random(0, 3);
     const std::int64_t pads = p.window.pad[d] + p.window.pad_hi[d];
-    in[2 + d] = std::max<std::int64_t>(random(1, 17), 3 - pads);
-    out[2 + d] = in[2 + d] + pads - 2;
+    in[2 + d] = std::max({random(1, 25), side - pads, step});
+    out[2 + d] = (in[2 + d] + pads - side) / step + 1;
   }
   p.input = view_of(in, random(0, 1));
   p.output = view_of(out, random(0, 1));
-  const auto s = strides_of({k, c, 1, 3, 3}, random(0, 1));
+  const auto s = strides_of({k, c, 1, p.window.kernel[1], p.window.kernel[2]}, random(0, 1));
   p.weight.stride_k = s[0];
   p.weight.stride_c = s[1];
   p.weight.stride = {s[2], s[3], s[4]};
@@ -273,16 +277,18 @@ void check_winograd(int trials) {
         if (p.relu) want[i] = std::max(want[i], 0.0);
       }
       const double channels = static_cast<double>(pass == Pass::forward ? p.input.c : p.output.c);
-      const double bound =
-          (64 + channels / 2) * 0x1p-23 * channels;  // |x| <= 1, |w| <= 1; convnorm.backends has 9 times it
-      const Dense d = pass == Pass::forward ? forward_problem(p) : by_input_problems(p).front();
+      const double taps = static_cast<double>(p.window.kernel[1] * p.window.kernel[2]);
+      const double bound =  // |x| <= 1, |w| <= 1; convnorm.backends has 9 times it
+          (64 + channels / 2) * 0x1p-23 * channels * taps / 9;
+      const std::vector<Dense> problems =
+          pass == Pass::forward ? std::vector{forward_problem(p)} : by_input_problems(p);
       for (const Row& row : rows) {
         if (row.isa > supported_isa()) continue;
         std::vector<float> first;
         for (int threads : {1, 3}) {
           test_threads = threads;
           std::fill(written.begin(), written.end(), 99.0f);
-          row.winograd->run(d);
+          row.winograd->run(problems.data(), problems.size(), pass == Pass::forward ? 1 : p.window.stride[2]);
           double error = 0;
           for (std::size_t i = 0; i < written.size(); ++i)
             error = std::max(error, std::abs(written[i] - want[i]));

@@ -142,7 +142,8 @@ const char* grouped_weight_refusal(const Params& p);
 template <int kVectorBytes>
 const char* col2im_refusal(const Params& p);
 
-// --- Winograd: 36 products per tile of outputs, float32, stride 1, 2x2 to 5x5 (cpu/conv_winograd_*)
+// --- Winograd: 36 products per tile of outputs, float32, 2x2 to 5x5 taps at a phase of the stride
+// (cpu/conv_winograd_*)
 
 // Outputs of a tile along an axis: they read 6 inputs.
 constexpr int winograd_tile(std::int64_t taps) { return static_cast<int>(7 - taps); }
@@ -157,8 +158,9 @@ bool winograd_enabled();
 void set_winograd(bool enabled);
 
 struct Winograd {
-  void (*run)(const Dense&);  // forward and by input
-  DensePacking packing;       // of run
+  // Forward, or the problems of by input, of which `phases` in turn make the same rows.
+  void (*run)(const Dense* problems, std::int64_t count, std::int64_t phases);
+  DensePacking packing;  // of run
   void (*by_weight)(const Dense&);
   void (*folded)(const Params&);  // every pass of a strided window
 };

@@ -31,11 +31,23 @@ constexpr WeightPacking<Params> kDensePacking = {
     [](const Params& p) { return kKernels->packing.bytes(forward_problem(p)); },
     [](const Params& p, void* out) { kKernels->packing.pack(forward_problem(p), out); }};
 
-// A stride of 1 makes by input one dense problem, as forward is.
+// Runs a kernel that takes all problems of a pass at once. By input, the phases of a row along w follow each
+// other in their list.
+template <class Run>
+void run_together(const Params& p, Run run) {
+  if (p.pass == Pass::forward) {
+    const Dense d = forward_problem(p);
+    return run(&d, 1, 1);
+  }
+  const std::vector<Dense> problems = by_input_problems(p);
+  const std::int64_t phases = std::min(p.window.stride[kSpatial - 1], p.input.size[kSpatial - 1]);
+  run(problems.data(), static_cast<std::int64_t>(problems.size()), phases);
+}
+
 template <const Winograd* kWinograd>
 void run_winograd(const Params& p) {
   if (p.pass == Pass::by_weight) return kWinograd->by_weight(forward_problem(p));
-  kWinograd->run(p.pass == Pass::forward ? forward_problem(p) : by_input_problems(p).front());
+  run_together(p, kWinograd->run);
 }
 
 template <const Winograd* kWinograd>
@@ -43,17 +55,10 @@ void run_folded(const Params& p) {
   kWinograd->folded(p);
 }
 
-// By input, the phases of a row along w follow each other in the list of problems.
 template <const Depthwise* kDepthwise>
 void run_depthwise(const Params& p) {
   if (p.pass == Pass::by_weight) return kDepthwise->by_weight(forward_problem(p));
-  if (p.pass == Pass::forward) {
-    const Dense d = forward_problem(p);
-    return kDepthwise->run(&d, 1, 1);
-  }
-  const std::vector<Dense> problems = by_input_problems(p);
-  const std::int64_t phases = std::min(p.window.stride[kSpatial - 1], p.input.size[kSpatial - 1]);
-  kDepthwise->run(problems.data(), static_cast<std::int64_t>(problems.size()), phases);
+  run_together(p, kDepthwise->run);
 }
 
 constexpr const char* kAboutDepthwise =
@@ -65,7 +70,8 @@ constexpr const char* kAboutGroupedWeight =
 constexpr const char* kAboutCol2im =
     "few channels: products with all taps of a window at once, added up where the window lies";
 constexpr const char* kAboutWinograd =
-    "36 products per tile of outputs: 4x4 of 3x3 windows (in place of 144), 3x3 of 4x4, 2x2 of 5x5 (100)";
+    "36 products per tile of outputs: 4x4 of 3x3 windows (in place of 144), 3x3 of 4x4, 2x2 of 5x5 (100); "
+    "a strided window as windows of stride 1 over its phases";
 constexpr const char* kAboutFolded =
     "a strided window over few channels as one of stride 1 over more of them, then Winograd";
 constexpr const char* kAbout = "patches packed per block, register-tiled FMA; the im2col matrix never exists";
@@ -179,10 +185,10 @@ constexpr auto join(const Kernel (&... lists)[kRows]) {
 }
 
 constexpr auto kForward =
-    join(kDepthwiseRows, kWinogradRows, kFoldedRows, kGroupedRows, kAnyRows<im2col_forward>, kCudaRows);
-constexpr auto kByInput = join(kDepthwiseRows, kWinogradRows, kFoldedRows, kGroupedRows, kCol2imRows,
+    join(kDepthwiseRows, kFoldedRows, kWinogradRows, kGroupedRows, kAnyRows<im2col_forward>, kCudaRows);
+constexpr auto kByInput = join(kDepthwiseRows, kFoldedRows, kWinogradRows, kGroupedRows, kCol2imRows,
                                kAnyRows<im2col_by_input>, kCudaRows);
-constexpr auto kByWeight = join(kDepthwiseRows, kWinogradRows, kFoldedRows, kGroupedWeightRows,
+constexpr auto kByWeight = join(kDepthwiseRows, kFoldedRows, kWinogradRows, kGroupedWeightRows,
                                 kAnyRows<im2col_by_weight>, kCudaWeightRows);
 
 }  // namespace

@@ -17,24 +17,37 @@ bool& enabled() {
   return value;
 }
 
-// Tiles along an axis: each of the images that a dilated window interleaves has its own.
-std::int64_t tiles_along(std::int64_t out, std::int64_t taps, std::int64_t dil) {
-  const std::int64_t tile = winograd_tile(taps);
-  return dil * (((out + dil - 1) / dil + tile - 1) / tile);
+// A window along an axis as those of step 1 over the phases of its step.
+struct Along {
+  std::int64_t side;    // taps of a phase, at most
+  std::int64_t tiles;   // each of the images that a dilated window interleaves has its own
+  std::int64_t points;  // of all phases: those with a tap less have one less
+};
+
+std::int64_t up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+Along along(const Window& w, int axis, std::int64_t out) {
+  const std::int64_t step = w.stride[axis], dil = w.dil[axis], side = up(w.kernel[axis], step);
+  return {side, dil * up(up(out, dil), winograd_tile(side)), 6 * step - (step * side - w.kernel[axis])};
 }
 
 // Estimated cost of the direct sum, `direct` multiplications of the tile kernel, over that of the transforms
-// and the 36 products. The constants are measured: a filter's transform takes as long as 200 of them, by
-// weight 300, and a tile's and channel's as 400. Depth taps lengthen the sum and transform a tile once each.
-// By weight they and the channels are columns of the products, and count as whole vectors of them.
+// and the products, 36 of a window of step 1. The constants are measured: a filter's transform takes as long
+// as 200 multiplications, by weight 300, and a tile's and channel's as 400, of every slice (depth tap and
+// phase of the stride). By weight slices and channels are columns of the products, and count as whole vectors
+// of them.
 bool pays(const Params& p, std::int64_t direct) {
   const bool by_input = p.pass == Pass::by_input, by_weight = p.pass == Pass::by_weight;
   const View5 &in = by_input ? p.output : p.input, &out = by_input ? p.input : p.output;
-  const std::int64_t terms = p.window.kernel[0] * in.c, columns = by_weight ? (terms + 15) / 16 * 16 : terms;
-  const std::int64_t planes = out.n * out.size[0], filter = by_weight ? 300 : 200, side = p.window.kernel[1];
-  const std::int64_t tiles = planes * tiles_along(out.size[1], side, p.window.dil[1]) *
-                             tiles_along(out.size[2], side, p.window.dil[2]);
-  const std::int64_t winograd = (36 * tiles + filter) * columns * out.c + 400 * tiles * (terms + out.c);
+  const Dims& step = p.window.stride;
+  const auto outputs = [&](int axis) { return by_input ? up(out.size[axis], step[axis]) : out.size[axis]; };
+  const Along h = along(p.window, 1, outputs(1)), w = along(p.window, 2, outputs(2));
+  const std::int64_t phases = step[1] * step[2], terms = in.c * p.window.kernel[0];
+  const std::int64_t columns = by_weight ? up(terms, 16) * 16 : terms, filter = by_weight ? 300 : 200;
+  const std::int64_t tiles = out.n * out.size[0] * h.tiles * w.tiles;
+  const std::int64_t tile = by_input ? terms + phases * out.c : phases * terms + out.c;
+  const std::int64_t winograd =
+      (h.points * w.points * tiles + filter * phases) * columns * out.c + 400 * tiles * tile;
   return 5 * direct >= 6 * winograd;
 }
 
@@ -48,10 +61,12 @@ std::int64_t direct_products(const Params& p) {
 
 // A window that there are transforms for.
 bool has_transforms(const Window& w) {
-  return w.kernel[1] == w.kernel[2] && w.kernel[1] >= 2 && w.kernel[1] <= 5;
+  const std::int64_t side = along(w, 1, 1).side;
+  return side == along(w, 2, 1).side && side >= 2 && side <= 5;
 }
 
 constexpr const char* kOff = "switched off (convnorm.backends.set_winograd)";
+constexpr const char* kNoTransforms = "needs 2x2 to 5x5 taps at every phase of the stride";
 constexpr const char* kTooFew = "too few channels or tiles: the transforms would cost more than they save";
 constexpr std::int64_t kMostFolded = 32;  // channels of a folded image
 
@@ -63,8 +78,12 @@ void set_winograd(bool value) { enabled() = value; }
 const char* winograd_refusal(const Params& p) {
   if (!enabled()) return kOff;
   if (p.dtype != DType::f32) return "float32 only";
-  if (!has_transforms(p.window)) return "needs a window of 2x2 to 5x5";
-  if (p.window.stride != Dims{1, 1, 1}) return "needs stride 1";
+  if (!has_transforms(p.window)) return kNoTransforms;
+  const std::int64_t strides = p.window.stride[1] * p.window.stride[2];
+  if (strides != 1 && p.window.dil != Dims{1, 1, 1}) return "a dilated window: needs stride 1";
+  if (p.pass == Pass::by_input && p.window.stride[0] != 1) return "by input: needs stride 1 in depth";
+  if (p.input.size[1] < p.window.stride[1] || p.input.size[2] < p.window.stride[2])
+    return "needs an image as large as its stride";
   if (24 % p.window.dil[2] != 0) return "needs a dilation along rows that divides 24, the tiles of a block";
   if (p.groups != 1) return "needs one group";
   return pays(p, direct_products(p)) ? nullptr : kTooFew;
@@ -79,7 +98,7 @@ const char* winograd_folded_refusal(const Params& p) {
   if (p.groups != 1) return "needs one group";
   const Params folded = folded_problem(p);
   if (folded.input.c > kMostFolded) return "more than 32 channels times phases of the stride";
-  if (!has_transforms(folded.window)) return "needs a window of 2x2 to 5x5 steps";
+  if (!has_transforms(folded.window)) return kNoTransforms;
   return pays(folded, direct_products(p)) ? nullptr : kTooFew;
 }
 

@@ -172,9 +172,10 @@ inline void run_folded(const Params& p) {
     take_images(f, n0);
     if (p.pass == Pass::forward) {
       fold_images(f, n0);
-      run_winograd(forward_problem(f.q));
+      const Dense d = forward_problem(f.q);
+      run_winograd(&d, 1, 1);
     } else {
-      run_winograd(by_input_problems(f.q).front());
+      run_winograd(by_input_problems(f.q).data(), 1, 1);
       unfold_images(f, n0);
     }
   }

@@ -134,11 +134,16 @@ inline void tile_line(const F (&x)[kSide], F (&y)[kReach]) {
     evaluate<kSide, false>(x, y);
 }
 
+// How many of the points along each axis are wanted: all, or those before infinity.
+struct Wanted {
+  int h = kReach, w = kReach;
+};
+
 // B' d B of one tile of inputs, or A dY A' of one of gradients and in a 37th plane their sum; pixel (i, j) is
 // at rows[i] + j * column, and has `lanes` channels or, if whole, a vector of them.
 template <int kSide, bool kWhole>
 inline void transform_tile(const float* const (&rows)[kSide], std::int64_t column, std::int64_t lanes,
-                           float* to, std::int64_t plane) {
+                           float* to, std::int64_t plane, Wanted wanted) {
   F half[kReach][kSide], sum{};
 #pragma GCC unroll 6
   for (int j = 0; j < kSide; ++j) {
@@ -151,41 +156,50 @@ inline void transform_tile(const float* const (&rows)[kSide], std::int64_t colum
   }
 #pragma GCC unroll 6
   for (int i = 0; i < kReach; ++i) {
+    if (i >= wanted.h) return;
     F y[kReach];
     tile_line(half[i], y);
-    for (int j = 0; j < kReach; ++j) store(to + (i * kReach + j) * plane, y[j]);
+    for (int j = 0; j < kReach; ++j)
+      if (j < wanted.w) store(to + (i * kReach + j) * plane, y[j]);
   }
   if constexpr (kSide != kReach) store(to + kPoints * plane, sum);
 }
 
-// U = G g G' of one filter, whose tap (i, j) is at g + i * row + j * column.
+// U = G g G' of one filter, whose tap (i, j) is at g + i * row + j * column. Of fewer than kTaps taps along
+// an axis the last is zero, as are the values at infinity, which are left out.
 template <int kTaps>
-inline void transform_weight(const float* g, std::int64_t row, std::int64_t column, float* u,
-                             std::int64_t plane) {
+inline void transform_weight(const float* g, std::int64_t row, std::int64_t column, std::int64_t taps_h,
+                             std::int64_t taps_w, float* u, std::int64_t plane) {
+  const Wanted wanted{kReach - (taps_h < kTaps), kReach - (taps_w < kTaps)};
   F half[kReach][kTaps];
 #pragma GCC unroll 5
   for (int j = 0; j < kTaps; ++j) {
     F x[kTaps], y[kReach];
-    for (int i = 0; i < kTaps; ++i) x[i] = load(g + i * row + j * column);
+    for (int i = 0; i < kTaps; ++i) x[i] = i < taps_h && j < taps_w ? load(g + i * row + j * column) : F{};
     evaluate<kTaps, true>(x, y);
     for (int i = 0; i < kReach; ++i) half[i][j] = y[i];
   }
 #pragma GCC unroll 6
   for (int i = 0; i < kReach; ++i) {
+    if (i >= wanted.h) return;
     F y[kReach];
     evaluate<kTaps, true>(half[i], y);
-    for (int j = 0; j < kReach; ++j) store(u + (i * kReach + j) * plane, y[j]);
+    for (int j = 0; j < kReach; ++j)
+      if (j < wanted.w) store(u + (i * kReach + j) * plane, y[j]);
   }
 }
 
-// A' m A, or G' m G where scaled; m is read a plane per value.
+// A' m A, or G' m G where scaled; m is read a plane per value, those that are not wanted are zero.
 template <int kCount, bool kScaled>
-inline void transform_back(const float* m, std::int64_t plane, F (&out)[kCount][kCount]) {
+inline void transform_back(const float* m, std::int64_t plane, Wanted wanted, F (&out)[kCount][kCount]) {
+  constexpr int kLast = kReach - 1;
+  const bool last_row = wanted.h == kReach, last_column = wanted.w == kReach;
   F half[kCount][kReach];
 #pragma GCC unroll 6
   for (int j = 0; j < kReach; ++j) {
     F x[kReach], y[kCount];
-    for (int i = 0; i < kReach; ++i) x[i] = load(m + (i * kReach + j) * plane);
+    for (int i = 0; i < kReach; ++i)
+      x[i] = (i < kLast || last_row) && (j < kLast || last_column) ? load(m + (i * kReach + j) * plane) : F{};
     interpolate<kCount, kScaled>(x, y);
     for (int i = 0; i < kCount; ++i) half[i][j] = y[i];
   }

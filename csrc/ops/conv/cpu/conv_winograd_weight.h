@@ -1,6 +1,6 @@
-// Winograd by weight (2x2 to 5x5, stride 1), see conv_winograd_transform.h:
+// Winograd by weight (2x2 to 5x5 taps at a phase of the stride), see conv_winograd_transform.h:
 //
-//   gw[k][e] = G' [ sum over tiles of (A dY A')[k] . (B' d B)[e] ] G,      e = (depth tap, input channel)
+//   gw[k][e] = G' [ sum over tiles of (A dY A')[k] . (B' d B)[e] ] G,      e = (slice, input channel)
 //
 // 36 matrix products M[xi] = W[xi]' V[xi]: rows are output channels, columns the terms e, the sum runs over
 // tiles. V lies in panels of 32 terms and W in panels of a block's channels, so that a product reads pages
@@ -38,10 +38,11 @@ inline Panels make_panels(std::int64_t channels, std::int64_t width, std::int64_
 
 struct WeightGradientPlan {
   Grid grid;
-  std::int64_t chunk;                // tiles
-  std::int64_t tap_channels, terms;  // padded, as in forward
-  Panels v, w;                       // a panel of w is a block of rows
-  std::int64_t column_blocks;        // of panels of v
+  Slices slices;
+  std::int64_t chunk;                  // tiles
+  std::int64_t slice_channels, terms;  // padded, as in forward
+  Panels v, w;                         // a panel of w is a block of rows
+  std::int64_t column_blocks;          // of panels of v
   std::int64_t m_row, m_plane;
   std::int64_t blocks() const { return w.count * column_blocks; }
 };
@@ -49,9 +50,10 @@ struct WeightGradientPlan {
 inline WeightGradientPlan make_weight_gradient_plan(const Dense& d) {
   WeightGradientPlan p{};
   p.grid = make_grid(d);
-  const std::int64_t taps = d.axis[0].taps, padded = ceil_div(d.red_c, kL) * kL;
-  p.tap_channels = channels_of_tap(d);
-  p.terms = taps * p.tap_channels;
+  p.slices = make_slices(d);
+  const std::int64_t slices = p.slices.count(), padded = ceil_div(d.red_c, kL) * kL;
+  p.slice_channels = channels_of_slice(d, p.slices);
+  p.terms = slices * p.slice_channels;
   // Smaller blocks where threads would have nothing to do.
   const std::int64_t rows = ceil_div(d.out_c, kRows), columns = ceil_div(p.terms, kPanel);
   std::int64_t tall = kRowTiles, wide = kColumnTiles;
@@ -59,27 +61,27 @@ inline WeightGradientPlan make_weight_gradient_plan(const Dense& d) {
     (tall > 1 ? tall : wide) /= 2;
   p.column_blocks = ceil_div(columns, wide);
   const std::int64_t height = ceil_div(ceil_div(d.out_c, ceil_div(rows, tall)), kL) * kL;
-  const std::int64_t tile = kPoints * sizeof(float) * (taps * padded + d.out_c);
+  const std::int64_t tile = kPoints * sizeof(float) * (slices * padded + d.out_c);
   const std::int64_t wanted = imin(imax(kChunkBytes / tile, kLeastChunk), kMostChunkBytes / tile);
   const std::int64_t most = imax(1, wanted / kBlockTiles) * kBlockTiles;
   p.chunk = ceil_div(ceil_div(p.grid.tiles, ceil_div(p.grid.tiles, most)), kBlockTiles) * kBlockTiles;
-  p.v = make_panels(taps * padded, kPanel, p.chunk, kPoints);
+  p.v = make_panels(slices * padded, kPanel, p.chunk, kPoints);
   p.w = make_panels(d.out_c, height, p.chunk, kPoints + 1);
   p.m_row = wide * kPanel;
   p.m_plane = odd_plane(height * p.m_row);
   return p;
 }
 
-// Panel i of V, for a run of tiles: its terms may belong to several depth taps.
+// Panel i of V, for a run of tiles: its terms may belong to several slices.
 inline void input_panel(const Dense& d, const WeightGradientPlan& p, const TileRun& run, std::int64_t i,
                         float* strip, Tiles v) {
   const std::int64_t end = imin(p.terms, (i + 1) * kPanel);
   for (std::int64_t e = i * kPanel; e < end;) {
-    const std::int64_t tap = e / p.tap_channels, c = e % p.tap_channels;
-    const std::int64_t n = imin(end - e, p.tap_channels - c);
+    const std::int64_t slice = e / p.slice_channels, c = e % p.slice_channels;
+    const std::int64_t n = imin(end - e, p.slice_channels - c);
     Tiles to = v;
     to.data += e - i * kPanel - c;
-    input_run(d, p.grid, run, tap, c, imin(d.red_c, c + n), strip, to);
+    input_run(d, p.grid, run, p.slices.at(slice), c, imin(d.red_c, c + n), strip, to);
     e += n;
   }
 }
@@ -92,7 +94,7 @@ inline void transform_chunk(const Dense& d, const WeightGradientPlan& p, std::in
   parallel_for(ceil_div(t1 - t0, kPieceTiles) * panels, 1, [&](std::int64_t begin, std::int64_t end) {
     const std::int64_t columns = imin(kPieceTiles, p.grid.columns);
     float* strip =
-        static_cast<float*>(scratch_bytes(Slot::local, strip_elements(p.grid, columns) * sizeof(float)));
+        static_cast<float*>(scratch_bytes(Slot::local, strip_elements(p.grid, columns, 1) * sizeof(float)));
     for (std::int64_t i = begin; i < end; ++i) {
       const std::int64_t from = i / panels * kPieceTiles, in = i % panels, out = in - p.v.count;
       const bool inputs = out < 0;
@@ -102,9 +104,9 @@ inline void transform_chunk(const Dense& d, const WeightGradientPlan& p, std::in
       each_run(p.grid, t0 + from, imin(t1, t0 + from + kPieceTiles), [&](const TileRun& run) {
         if (inputs) return input_panel(d, p, run, in, strip, to);
         const float* plane = s.data + run.n * s.n_stride + run.plane * d.axis[0].out_stride;
-        with_taps(d.axis[1].taps, [&](auto taps) {
+        with_taps(p.slices.h.taps, [&](auto taps) {
           transform_run<winograd_tile(taps)>(s, p.grid, run, plane, k0, k1, strip,
-                                             {to.data - k0, to.row, to.plane});
+                                             {to.data - k0, to.row, to.plane, {}});
         });
       });
     }
@@ -133,8 +135,10 @@ inline void multiply_block(const WeightGradientPlan& p, const WeightBlock& b, st
   block.ahead_lines = kPanel / kLine;
   block.c_rows = rows;
   block.columns = 1;
-  for (std::int64_t xi = 0; xi < kPoints; ++xi)
+  for (std::int64_t xi = 0; xi < kPoints; ++xi) {
+    const Span slices = p.slices.of_product(xi);
     for (std::int64_t e = b.e0; e < b.e1; e += kPanel) {
+      if (e + kPanel <= slices.begin * p.slice_channels || e >= slices.end * p.slice_channels) continue;
       const float* panel = p.v.panel(v, e / kPanel).data + xi * p.v.plane;
       const bool last = e + kPanel >= b.e1;  // then the next plane of the first panel follows
       const float* next = last ? p.v.panel(v, b.e0 / kPanel).data + (xi + 1) * p.v.plane : panel + p.v.size;
@@ -149,17 +153,36 @@ inline void multiply_block(const WeightGradientPlan& p, const WeightBlock& b, st
         run_equal_tiles<float, Form::interleaved>(block, b.k1 - b.k0, ceil_div(imin(kPanel, b.e1 - e), kL));
       }
     }
+  }
 }
 
-// All taps of `lanes` channels, to where they lie; added to what is there but for the first chunk.
+// Where the taps of a vector of terms lie: those of a filter's channels, in one slice.
+struct Place {
+  std::int64_t at, lanes;  // from the filter's first weight; lanes: channels, or none
+  std::int64_t taps_h, taps_w;
+};
+
+inline Place place_of(const Dense& d, const WeightGradientPlan& p, std::int64_t e) {
+  const std::int64_t c = e % p.slice_channels;
+  const Dense q = weights_of(d, p.slices.at(e / p.slice_channels));
+  const std::int64_t skipped = static_cast<float*>(q.weight) - static_cast<float*>(d.weight);
+  return {skipped + c * d.weight_red, imin(kL, d.red_c - c), q.axis[1].taps, q.axis[2].taps};
+}
+
+// The taps of a vector of terms of a filter whose weights start at `to`; added to what is there but for the
+// first chunk.
 template <int kTaps>
-inline void write_taps(const Dense& d, const F (&side)[kTaps][kTaps], std::int64_t lanes, float* to,
-                       bool add) {
+inline void write_taps(const Dense& d, const Slices& s, const F (&side)[kTaps][kTaps], const Place& place,
+                       float* to, bool add) {
   constexpr int kCount = kTaps * kTaps;
   const F* taps = &side[0][0];
-  const std::int64_t row = d.axis[1].weight_step, column = d.axis[2].weight_step;
+  const std::int64_t row = s.h.step * d.axis[1].weight_step, column = s.w.step * d.axis[2].weight_step;
+  const std::int64_t lanes = place.lanes;
+  const auto exists = [&](int i) { return i / kTaps < place.taps_h && i % kTaps < place.taps_w; };
+  to += place.at;
   if (d.weight_red == 1) {
     for (int i = 0; i < kCount; ++i) {
+      if (!exists(i)) continue;
       float* at = to + i / kTaps * row + i % kTaps * column;
       __builtin_prefetch(at + d.weight_out, 1);  // pieces of many rows: the hardware follows none of them
       store_n(at, add ? taps[i] + load_n(at, lanes) : taps[i], lanes);
@@ -179,25 +202,25 @@ inline void write_taps(const Dense& d, const F (&side)[kTaps][kTaps], std::int64
       }
     }
   for (int i = done; i < kCount; ++i)
-    for (std::int64_t c = 0; c < lanes; ++c) {
+    for (std::int64_t c = 0; exists(i) && c < lanes; ++c) {
       float* at = to + c * d.weight_red + i / kTaps * row + i % kTaps * column;
       *at = add ? *at + taps[i][c] : taps[i][c];
     }
 }
 
+// Products that a short phase has no part of only reach taps that it does not have.
 template <int kTaps>
 inline void write_block(const Dense& d, const WeightGradientPlan& p, const WeightBlock& b, const float* m,
                         bool add) {
+  Place places[kColumnTiles * kPanel / kL];
+  for (std::int64_t e = b.e0; e < b.e1; e += kL) places[(e - b.e0) / kL] = place_of(d, p, e);
   for (std::int64_t k = b.k0; k < b.k1; ++k, m += p.m_row)
     for (std::int64_t e = b.e0; e < b.e1; e += kL) {
-      const std::int64_t tap = e / p.tap_channels, c = e % p.tap_channels, lanes = imin(kL, d.red_c - c);
-      if (lanes <= 0) continue;
+      const Place& place = places[(e - b.e0) / kL];
+      if (place.lanes <= 0) continue;
       F taps[kTaps][kTaps];
-      transform_back<kTaps, true>(m + e - b.e0, p.m_plane, taps);
-      write_taps<kTaps>(
-          d, taps, lanes,
-          static_cast<float*>(d.weight) + k * d.weight_out + c * d.weight_red + tap * d.axis[0].weight_step,
-          add);
+      transform_back<kTaps, true>(m + e - b.e0, p.m_plane, {}, taps);
+      write_taps<kTaps>(d, p.slices, taps, place, static_cast<float*>(d.weight) + k * d.weight_out, add);
     }
 }
 
@@ -216,7 +239,7 @@ inline void multiply_chunk(const Dense& d, const WeightGradientPlan& p, std::int
       const WeightBlock b = weight_block(d, p, i);
       const Tiles rows_of_w = p.w.panel(w, b.k0 / p.w.width);
       multiply_block(p, b, tiles, v, rows_of_w, rows, m);
-      with_taps(d.axis[1].taps, [&](auto taps) { write_block<taps>(d, p, b, m, add); });
+      with_taps(p.slices.h.taps, [&](auto taps) { write_block<taps>(d, p, b, m, add); });
       for (std::int64_t t = 0; d.bias && b.e0 == 0 && t < tiles; t += kTilesAtOnce)
         add_bias_sums(rows_of_w.data + kPoints * p.w.plane + t * p.w.width, imin(kTilesAtOnce, tiles - t),
                       b.k1 - b.k0, p.w.width, false, bias + b.k0);
