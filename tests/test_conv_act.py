@@ -106,6 +106,7 @@ SHAPES = {  # each kernel once: input, weight, groups
     "winograd": ((2, 32, 14, 14), (32, 32, 3, 3), 1),
     "igemm": ((2, 40, 13, 11), (37, 40, 3, 2), 1),
     "grouped": ((2, 32, 9, 20), (32, 16, 3, 3), 2),
+    "turned": ((2, 336, 7, 7), (336, 336, 1, 1), 1),
 }
 shapes = pytest.mark.parametrize("size, filters, groups", SHAPES.values(), ids=SHAPES)
 layouts = pytest.mark.parametrize("fmt", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])

@@ -119,6 +119,9 @@ std::vector<Dense> by_input_problems(const Params& p);
 //   w'[k][(p_h, p_w, c)][i][j]  = w[k][c][s_h i + p_h][s_w j + p_w]              both zero outside
 Params folded_problem(const Params& p);
 
+// The same problem on channels_last images, which have no data yet.
+Params channels_last_problem(const Params& p);
+
 // The implementations per instruction set.
 struct Igemm {
   void (*gemm)(const Dense&);  // forward and by input
@@ -127,12 +130,16 @@ struct Igemm {
   void (*grouped)(const Dense&);            // few channels per group, channels_last results
   void (*grouped_by_weight)(const Dense&);  // few channels per group
   void (*col2im)(const Params&);            // by input of few channels, channels_last
+  void (*turned)(const Params&);            // forward and by input of small images, by channels_last copies
 };
 extern const Igemm igemm_generic;
 #if defined(__x86_64__)
 extern const Igemm igemm_avx2;
 extern const Igemm igemm_avx512;
 #endif
+
+// Why small images are not turned; null when they are.
+const char* turned_refusal(const Params& p);
 
 // Why the kernels for few channels, with vectors of so many bytes, do not take a problem; null when they do.
 template <int kVectorBytes>

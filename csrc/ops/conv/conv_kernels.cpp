@@ -75,6 +75,7 @@ constexpr const char* kAboutWinograd =
 constexpr const char* kAboutFolded =
     "a strided window over few channels as one of stride 1 over more of them, then Winograd";
 constexpr const char* kAbout = "patches packed per block, register-tiled FMA; the im2col matrix never exists";
+constexpr const char* kAboutTurned = "small images of planes, turned to channels_last and back";
 constexpr const char* kReference =
     "patches as a matrix in memory, plain loops, double sums: the readable reference";
 
@@ -89,6 +90,27 @@ template <const Igemm* kIgemm>
 void run_col2im(const Params& p) {
   kIgemm->col2im(p);
 }
+
+template <const Igemm* kIgemm>
+void run_turned(const Params& p) {
+  kIgemm->turned(p);
+}
+
+template <const Igemm* kIgemm>
+constexpr WeightPacking<Params> kTurnedPacking = {
+    [](const Params& p) { return kIgemm->packing.bytes(forward_problem(channels_last_problem(p))); },
+    [](const Params& p, void* out) { kIgemm->packing.pack(forward_problem(channels_last_problem(p)), out); }};
+
+constexpr Kernel kTurnedRows[] = {
+#if defined(__x86_64__)
+    {"conv_igemm_turned_avx512", kAboutTurned, Isa::avx512, turned_refusal, run_turned<&igemm_avx512>,
+     DeviceKind::cpu, nullptr, &kTurnedPacking<&igemm_avx512>},
+    {"conv_igemm_turned_avx2", kAboutTurned, Isa::avx2, turned_refusal, run_turned<&igemm_avx2>,
+     DeviceKind::cpu, nullptr, &kTurnedPacking<&igemm_avx2>},
+#endif
+    {"conv_igemm_turned_generic", kAboutTurned, Isa::generic, turned_refusal, run_turned<&igemm_generic>,
+     DeviceKind::cpu, nullptr, &kTurnedPacking<&igemm_generic>},
+};
 
 constexpr Kernel kCol2imRows[] = {
 #if defined(__x86_64__)
@@ -184,10 +206,10 @@ constexpr auto join(const Kernel (&... lists)[kRows]) {
   return all;
 }
 
-constexpr auto kForward =
-    join(kDepthwiseRows, kFoldedRows, kWinogradRows, kGroupedRows, kAnyRows<im2col_forward>, kCudaRows);
+constexpr auto kForward = join(kDepthwiseRows, kFoldedRows, kWinogradRows, kGroupedRows, kTurnedRows,
+                               kAnyRows<im2col_forward>, kCudaRows);
 constexpr auto kByInput = join(kDepthwiseRows, kFoldedRows, kWinogradRows, kGroupedRows, kCol2imRows,
-                               kAnyRows<im2col_by_input>, kCudaRows);
+                               kTurnedRows, kAnyRows<im2col_by_input>, kCudaRows);
 constexpr auto kByWeight = join(kDepthwiseRows, kFoldedRows, kWinogradRows, kGroupedWeightRows,
                                 kAnyRows<im2col_by_weight>, kCudaWeightRows);
 

@@ -18,6 +18,7 @@
 #include "ops/conv/cpu/conv_igemm_weight_sums.h"
 #include "ops/conv/cpu/conv_igemm_weight.h"
 #include "ops/conv/cpu/conv_igemm_weight_rows.h"
+#include "ops/conv/cpu/conv_igemm_turned.h"
 #include "ops/conv/cpu/conv_col2im.h"
 #include "ops/conv/cpu/conv_grouped_pack.h"
 #include "ops/conv/cpu/conv_grouped.h"
@@ -26,6 +27,7 @@
 
 namespace convnorm::conv {
 extern const Igemm igemm_avx512 = {run_gemm,    {gemm_packed_bytes, gemm_pack}, run_by_weight,
-                                   run_grouped, run_grouped_by_weight,          run_col2im};
+                                   run_grouped, run_grouped_by_weight,          run_col2im,
+                                   run_turned};
 }
 #endif

@@ -87,9 +87,40 @@ Workspace<C> make_workspace(const Dense& d, const Plan<C>& plan, std::int64_t pi
   return w;
 }
 
+// Where a panel's weights of a block go.
+template <class C>
+C* packed_panel(const Plan<C>& plan, std::int64_t group, const Block& b, std::int64_t panel, C* out) {
+  return out + group * plan.weights + (b.start * plan.panels + panel * b.depth()) * plan.panel;
+}
+
+// All blocks of the same channels at a time.
+template <class C, class D>
+void pack_scattered(const Dense& d, const Plan<C>& plan, C* out) {
+  const Cut& cut = plan.cut;
+  parallel_for(plan.groups * cut.channel_blocks * plan.panels, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      const std::int64_t panel = i % plan.panels, first = i / plan.panels % cut.channel_blocks;
+      const std::int64_t group = i / plan.panels / cut.channel_blocks;
+      const std::int64_t k0 = plan.first_channel(panel, d.out_c), lanes = imin(plan.panel, d.out_c - k0);
+      C* to[kMostScattered];
+      Block b{};
+      for (std::int64_t j = first; j < cut.count(); j += cut.channel_blocks) {
+        b = cut.block(j);
+        C* at = packed_panel(plan, group, b, panel, out);
+        if (lanes < plan.panel) zero(at, b.depth() * plan.panel);
+        for (std::int64_t t = b.tap0; t < b.tap1; ++t, at += (b.c1 - b.c0) * plan.panel) to[t] = at;
+      }
+      const D* src = static_cast<const D*>(d.weight) + group * d.weight_group + k0 * d.weight_out;
+      scatter_taps<D, C>(src + b.c0 * d.weight_red, d.weight_out, lanes, cut.taps, b.c1 - b.c0, plan.panel,
+                         to);
+    }
+  });
+}
+
 // Weights of all groups, block after block, panel after panel.
 template <class C, class D>
 void pack_weights(const Dense& d, const Plan<C>& plan, C* out) {
+  if (plan.channel_rows && taps_scatter(d)) return pack_scattered<C, D>(d, plan, out);
   const std::int64_t blocks = plan.cut.count();
   parallel_for(plan.groups * blocks * plan.panels, 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
@@ -98,8 +129,8 @@ void pack_weights(const Dense& d, const Plan<C>& plan, C* out) {
       const std::int64_t k0 = plan.first_channel(panel, d.out_c);
       const std::int64_t lanes =
           plan.channel_rows ? imin(plan.panel, d.out_c - k0) : plan.first_channel(panel + 1, d.out_c) - k0;
-      C* to = out + group * plan.weights + (b.start * plan.panels + panel * b.depth()) * plan.panel;
-      pack_weight_panel<D, C>(d, group, b, plan.channel_rows, k0, lanes, plan.panel, to);
+      pack_weight_panel<D, C>(d, group, b, plan.channel_rows, k0, lanes, plan.panel,
+                              packed_panel(plan, group, b, panel, out));
     }
   });
 }

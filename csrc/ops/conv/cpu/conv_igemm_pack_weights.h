@@ -79,12 +79,49 @@ void pack_weight_rows(const Dense& p, const Block& b, const S* base, std::int64_
   }
 }
 
-// A block has all taps, and a filter's taps follow each other in memory.
-inline bool taps_in_one_piece(const Dense& p, const Block& b) {
+// A channel's taps follow each other in memory,
+inline bool taps_follow(const Dense& p) {
   const Axis* a = p.axis;
-  return b.tap1 - b.tap0 == tap_count(p) && (a[2].taps == 1 || a[2].weight_step == 1) &&
-         (a[1].taps == 1 || a[1].weight_step == a[2].taps) &&
+  return (a[2].taps == 1 || a[2].weight_step == 1) && (a[1].taps == 1 || a[1].weight_step == a[2].taps) &&
          (a[0].taps == 1 || a[0].weight_step == a[2].taps * a[1].taps);
+}
+// and a block has all of them.
+inline bool taps_in_one_piece(const Dense& p, const Block& b) {
+  return b.tap1 - b.tap0 == tap_count(p) && taps_follow(p);
+}
+
+// Taps, then channels, of weights that lie the other way round (contiguous ones for a channels_last image).
+// Tap by tap each line would be read for every tap of it: here all taps of the channels [c0, c1) are read as
+// they lie, turned in squares, and each goes to its place: to[tap] is where the first channel's is.
+inline constexpr std::int64_t kMostScattered = 128;  // taps
+
+inline bool taps_scatter(const Dense& p) {
+  const std::int64_t taps = tap_count(p);
+  return taps > 1 && taps <= kMostScattered && p.weight_red == taps && taps_follow(p);
+}
+
+template <class S, class C>
+void scatter_taps(const S* src, std::int64_t out_stride, std::int64_t lanes, std::int64_t taps,
+                  std::int64_t channels, std::int64_t width, C* const* to) {
+  constexpr std::int64_t L = kLanes<C>;
+  const std::int64_t n = taps * channels;
+  for (std::int64_t o = 0; o < lanes; o += L) {
+    const std::int64_t some = imin(L, lanes - o);
+    for (std::int64_t i = 0, tap = 0, at = o; i < n; i += L) {
+      const std::int64_t rest = imin(L, n - i);
+      vec<C> square[L];
+      for (std::int64_t r = 0; r < L; ++r) {
+        const S* from = src + (o + r) * out_stride + i;
+        if (r < some) __builtin_prefetch(from + 4 * L);
+        square[r] = r >= some ? vec<C>{} : rest == L ? load(from) : load_n(from, rest);
+      }
+      transpose<C>(square);
+      for (std::int64_t r = 0; r < rest; ++r) {
+        some == L ? store(to[tap] + at, square[r]) : store_n(to[tap] + at, square[r], some);
+        if (++tap == taps) tap = 0, at += width;
+      }
+    }
+  }
 }
 
 // `lanes` output channels from `first` of one block, transposed to panel[k][width].
