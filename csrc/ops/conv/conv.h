@@ -35,7 +35,7 @@ struct Weight {
 struct Params {
   Pass pass;
   DType dtype;
-  View5 input;   // n, c, in_d, in_h, in_w
+  View5 input;   // n, c, in_d, in_h, in_w; by input, in one piece of memory
   View5 output;  // n, k, out_d, out_h, out_w
   Weight weight;
   void* bias = nullptr;  // forward: (k) or null. by_weight: grad_bias (k) or null
@@ -124,8 +124,9 @@ Params channels_last_problem(const Params& p);
 
 // The implementations per instruction set.
 struct Igemm {
-  void (*gemm)(const Dense&);  // forward and by input
-  DensePacking packing;        // of gemm
+  void (*gemm)(const Dense&);
+  DensePacking packing;  // of gemm
+  void (*by_input)(const Params&);
   void (*by_weight)(const Dense&);
   void (*grouped)(const Dense&);            // few channels per group, channels_last results
   void (*grouped_by_weight)(const Dense&);  // few channels per group

@@ -70,7 +70,7 @@ Dense forward_problem(const Params& p) {
 // Input position i = a + stride*j (residue a) receives tap r where (a + pad - r*dil) is divisible by the
 // stride. With g = gcd(stride, dil) those r are r0, r0 + stride/g, ...; the output it comes from is j + (a +
 // pad - r*dil)/stride. So each residue is a dense, stride-1 problem over grad_output. A residue without taps
-// has taps == 0: zeros are written.
+// has taps == 0: its gradient is zero.
 std::vector<Dense> by_input_problems(const Params& p) {
   std::array<std::vector<Axis>, kSpatial> axes;
   std::array<std::vector<std::int64_t>, kSpatial> first;         // residue a

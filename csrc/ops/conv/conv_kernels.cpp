@@ -17,7 +17,7 @@ void run_igemm(const Params& p) {
       kIgemm->gemm(forward_problem(p));
       break;
     case Pass::by_input:
-      for (const Dense& d : by_input_problems(p)) kIgemm->gemm(d);
+      kIgemm->by_input(p);
       break;
     case Pass::by_weight:
       kIgemm->by_weight(forward_problem(p));

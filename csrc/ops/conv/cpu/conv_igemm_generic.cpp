@@ -1,3 +1,6 @@
+#include <algorithm>
+#include <cstring>
+
 #include "cpu/arena.h"
 #include "ops/conv/conv.h"
 
@@ -25,7 +28,6 @@
 #include "ops/conv/cpu/conv_grouped_weight.h"
 
 namespace convnorm::conv {
-extern const Igemm igemm_generic = {run_gemm,    {gemm_packed_bytes, gemm_pack}, run_by_weight,
-                                    run_grouped, run_grouped_by_weight,          run_col2im,
-                                    run_turned};
+extern const Igemm igemm_generic = {run_gemm,    {gemm_packed_bytes, gemm_pack}, run_by_input, run_by_weight,
+                                    run_grouped, run_grouped_by_weight,          run_col2im,   run_turned};
 }

@@ -131,7 +131,7 @@ TileBlock<C> block_tiles(const Task<C>& t, const Block& b, bool first) {
   tiles.runs = b.tap1 - b.tap0;
   tiles.run = b.c1 - b.c0;
   tiles.joined = imax(1, limit / tiles.run);
-  // Of a run where the sum goes by runs: it may be empty (no tap reaches an input between strides).
+  // Of a run where the sum goes by runs.
   tiles.piece = piece_length(by_runs(kForm) ? tiles.run : tiles.depth, limit);
   tiles.start = !first                 ? Start::add_to_c
                 : !t.d->bias           ? Start::zero
