@@ -27,8 +27,8 @@ struct Finish {
 };
 
 // The reverse of turn_in: n pixels of src[x][lane] to dst[channel * stride + x * step].
-inline void turn_out(const float* src, std::int64_t lanes, std::int64_t n, float* dst, std::int64_t stride,
-                     std::int64_t step, const Finish& finish) {
+[[gnu::always_inline]] inline void turn_out(const float* src, std::int64_t lanes, std::int64_t n, float* dst,
+                                            std::int64_t stride, std::int64_t step, const Finish& finish) {
   if (step == 1 && n >= kL) {
     for (std::int64_t x = 0; x < n; x += kL) {
       const std::int64_t at = imin(x, n - kL);
@@ -82,11 +82,8 @@ class OutputRun {
       : targets_(targets), row_(row * targets.phases), g_(g), run_(run), k_(k), lanes_(lanes) {}
 
   void write(const Tiles& products, std::int64_t apart, const F (&bias)[kColVecs], float* strip) const {
-    for (std::int64_t t = 0; t < run_.length; ++t)
-      for (std::int64_t i = 0; i < targets_.phases; ++i) {
-        const float* m = products.data + i * apart + (run_.at + t) * products.row;
-        write_tile(targets_.at(row_ + i), i, t, m, products, bias, strip);
-      }
+    for (std::int64_t i = 0; i < targets_.phases; ++i)
+      write_tiles(i, products.data + i * apart + run_.at * products.row, products, bias, strip);
     if (targets_.joint.dst_c != 1) turn(strip);
   }
 
@@ -99,33 +96,43 @@ class OutputRun {
     return {at < 0 ? -at : 0, ceil_div(a.out - at, gap)};
   }
 
-  void write_tile(const Target& target, std::int64_t phase, std::int64_t t, const float* m,
-                  const Tiles& products, const F (&bias)[kColVecs], float* strip) const {
+  // The tiles of one phase, whose products start at m.
+  [[gnu::noinline]] void write_tiles(std::int64_t phase, const float* m, const Tiles& products,
+                                     const F (&bias)[kColVecs], float* strip) const {
+    const Target target = targets_.at(row_ + phase);
     const Dense& d = *target.d;
     const Axis &h = d.axis[1], &w = d.axis[2];
-    const std::int64_t y = corner(g_, run_.row, g_.gap_h) - target.shift_h;
-    const std::int64_t x = corner(g_, run_.column + t, g_.gap_w) - target.shift_w;
-    const Span rows = inside(h, y, g_.gap_h), columns = inside(w, x, g_.gap_w);
-    float* dst = static_cast<float*>(d.dst) + k_ + run_.n * d.dst_n + run_.plane * d.axis[0].out_stride +
-                 y * h.out_stride + x * w.out_stride;
-    const Finish finish{residual_at(d, dst), d.relu};
-    const std::int64_t pixel = corner(g_, t, g_.gap_w) * targets_.phases + targets_.place(phase);
-    prefetch_products(m + products.row, products.plane);
-    for (std::int64_t v = 0; v < vectors(); ++v) {
-      F out[kTile][kTile];
-      transform_back<kTile, false>(m + v * kL, products.plane, target.wanted, out);
-      for (auto& row : out)
-        for (F& value : row) value += bias[v];
-      if (d.dst_c == 1)
-        store_tile(out, rows, columns, lanes_ - v * kL, dst + v * kL, g_.gap_h * h.out_stride,
-                   g_.gap_w * w.out_stride, finish.from(v * kL));
-      else
-        store_tile(out, {0, kTile}, {0, kTile}, kL, strip + v * kTile * width() + pixel * kL, width(),
-                   g_.gap_w * targets_.phases * kL, {});
+    const std::int64_t y = corner(g_, run_.row, g_.gap_h) - target.shift_h, vectors = this->vectors();
+    const Span rows = inside(h, y, g_.gap_h);
+    float* const line = static_cast<float*>(d.dst) + k_ + run_.n * d.dst_n +
+                        run_.plane * d.axis[0].out_stride + y * h.out_stride;
+    const Finish finish{residual_at(d, line), d.relu};
+    const bool direct = d.dst_c == 1;
+    const std::int64_t row_stride = direct ? g_.gap_h * h.out_stride : width();
+    const std::int64_t column_stride = g_.gap_w * (direct ? w.out_stride : targets_.phases * kL);
+    strip += targets_.place(phase) * kL;
+    for (std::int64_t t = 0; t < run_.length; ++t, m += products.row) {
+      const std::int64_t x = corner(g_, run_.column + t, g_.gap_w) - target.shift_w;
+      const Span columns = inside(w, x, g_.gap_w);
+      const std::int64_t pixel = corner(g_, t, g_.gap_w) * targets_.phases;
+      prefetch_products(m + products.row, products.plane);
+      for (std::int64_t v = 0; v < vectors; ++v) {
+        F out[kTile][kTile];
+        transform_back<kTile, false>(m + v * kL, products.plane, target.wanted, out);
+        for (auto& row : out)
+          for (F& value : row) value += bias[v];
+        const std::int64_t at = v * kL + x * w.out_stride;
+        if (direct)
+          store_tile(out, rows, columns, lanes_ - v * kL, line + at, row_stride, column_stride,
+                     finish.from(at));
+        else
+          store_tile(out, {0, kTile}, {0, kTile}, kL, strip + v * kTile * row_stride + pixel * kL, row_stride,
+                     column_stride, {});
+      }
     }
   }
 
-  void turn(const float* strip) const {
+  [[gnu::noinline]] void turn(const float* strip) const {
     const Target target = targets_.at(row_);
     const Dense& d = *target.d;
     const Axis &h = d.axis[1], &w = d.axis[2];
