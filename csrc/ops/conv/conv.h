@@ -119,6 +119,8 @@ std::vector<Dense> by_input_problems(const Params& p);
 //   w'[k][(p_h, p_w, c)][i][j]  = w[k][c][s_h i + p_h][s_w j + p_w]              both zero outside
 Params folded_problem(const Params& p);
 
+inline std::int64_t pixels(const View5& v) { return v.size[0] * v.size[1] * v.size[2]; }
+
 // The same problem on channels_last images, which have no data yet.
 Params channels_last_problem(const Params& p);
 

@@ -26,10 +26,10 @@ void run_igemm(const Params& p) {
 }
 
 // Weights that a kernel of dense problems lays out for itself, forward only.
-template <const auto* kKernels>
+template <const auto* kKernels, Dense (*kProblem)(const Params&) = forward_problem>
 constexpr WeightPacking<Params> kDensePacking = {
-    [](const Params& p) { return kKernels->packing.bytes(forward_problem(p)); },
-    [](const Params& p, void* out) { kKernels->packing.pack(forward_problem(p), out); }};
+    [](const Params& p) { return kKernels->packing.bytes(kProblem(p)); },
+    [](const Params& p, void* out) { kKernels->packing.pack(kProblem(p), out); }};
 
 // Runs a kernel that takes all problems of a pass at once. By input, the phases of a row along w follow each
 // other in their list.
@@ -96,20 +96,17 @@ void run_turned(const Params& p) {
   kIgemm->turned(p);
 }
 
-template <const Igemm* kIgemm>
-constexpr WeightPacking<Params> kTurnedPacking = {
-    [](const Params& p) { return kIgemm->packing.bytes(forward_problem(channels_last_problem(p))); },
-    [](const Params& p, void* out) { kIgemm->packing.pack(forward_problem(channels_last_problem(p)), out); }};
+Dense turned_problem(const Params& p) { return forward_problem(channels_last_problem(p)); }
 
 constexpr Kernel kTurnedRows[] = {
 #if defined(__x86_64__)
     {"conv_igemm_turned_avx512", kAboutTurned, Isa::avx512, turned_refusal, run_turned<&igemm_avx512>,
-     DeviceKind::cpu, nullptr, &kTurnedPacking<&igemm_avx512>},
+     DeviceKind::cpu, nullptr, &kDensePacking<&igemm_avx512, turned_problem>},
     {"conv_igemm_turned_avx2", kAboutTurned, Isa::avx2, turned_refusal, run_turned<&igemm_avx2>,
-     DeviceKind::cpu, nullptr, &kTurnedPacking<&igemm_avx2>},
+     DeviceKind::cpu, nullptr, &kDensePacking<&igemm_avx2, turned_problem>},
 #endif
     {"conv_igemm_turned_generic", kAboutTurned, Isa::generic, turned_refusal, run_turned<&igemm_generic>,
-     DeviceKind::cpu, nullptr, &kTurnedPacking<&igemm_generic>},
+     DeviceKind::cpu, nullptr, &kDensePacking<&igemm_generic, turned_problem>},
 };
 
 constexpr Kernel kCol2imRows[] = {

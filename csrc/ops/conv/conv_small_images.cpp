@@ -9,8 +9,6 @@ constexpr std::int64_t kLine = 16;         // floats
 // Multiplications per element that is turned, which costs as much as 12 to 16; about a tenth is saved.
 constexpr std::int64_t kLeastProducts = 160;
 
-std::int64_t pixels(const View5& v) { return v.size[0] * v.size[1] * v.size[2]; }
-
 // Planes of pixels that follow each other.
 bool has_planes(const View5& v) {
   const bool rows = v.size[2] == 1 || v.stride[2] == 1;

@@ -209,8 +209,7 @@ void run_gemm(const Dense& d) {
 // the sums.
 inline void clear_result(const Params& p) {
   constexpr std::int64_t kPiece = 64 << 10;
-  const auto& [d, h, w] = p.input.size;
-  const std::int64_t size = p.input.n * p.input.c * d * h * w * bytes(p.dtype);
+  const std::int64_t size = p.input.n * p.input.c * pixels(p.input) * bytes(p.dtype);
   parallel_for(ceil_div(size, kPiece), 4, [&](std::int64_t begin, std::int64_t end) {
     const std::int64_t from = begin * kPiece, to = imin(size, end * kPiece);
     std::memset(static_cast<char*>(p.input.data) + from, 0, static_cast<std::size_t>(to - from));

@@ -16,8 +16,6 @@ namespace {
 
 inline constexpr std::int64_t kTurnedChannels = 64;  // at a time: four lines of a pixel
 
-inline std::int64_t pixels_of(const View5& v) { return v.size[0] * v.size[1] * v.size[2]; }
-
 // body(image, first channel, channels) in parallel.
 template <class Body>
 void each_piece(const View5& v, Body&& body) {
@@ -34,17 +32,16 @@ void each_piece(const View5& v, Body&& body) {
 inline void turn_images(const View5& planes, const void* from, const View5& turned, void* to) {
   each_piece(planes, [&](std::int64_t n, std::int64_t c, std::int64_t channels) {
     transpose_lanes(static_cast<const float*>(from) + n * planes.stride_n + c * planes.stride_c,
-                    planes.stride_c, channels, pixels_of(planes),
+                    planes.stride_c, channels, pixels(planes),
                     static_cast<float*>(to) + n * turned.stride_n + c, turned.c);
   });
 }
 
 inline void turn_images_back(const View5& turned, const View5& planes) {
   each_piece(planes, [&](std::int64_t n, std::int64_t c, std::int64_t channels) {
-    transpose_lanes(static_cast<const float*>(turned.data) + n * turned.stride_n + c, turned.c,
-                    pixels_of(planes), channels,
-                    static_cast<float*>(planes.data) + n * planes.stride_n + c * planes.stride_c,
-                    planes.stride_c);
+    transpose_lanes(
+        static_cast<const float*>(turned.data) + n * turned.stride_n + c, turned.c, pixels(planes), channels,
+        static_cast<float*>(planes.data) + n * planes.stride_n + c * planes.stride_c, planes.stride_c);
   });
 }
 

@@ -36,6 +36,7 @@ inline Phases phases_along(const Axis& a) {
 // One depth tap of one phase.
 struct Slice {
   std::int64_t tap, phase_h, phase_w;
+  Wanted wanted;
 };
 
 struct Slices {
@@ -56,11 +57,10 @@ struct Slices {
     const bool is_first = i < first;
     const bool short_w = is_first != short_h;
     if (!is_first) i -= first;
-    return {tap, i % rows + (short_h ? h.full : 0), i / rows + (short_w ? w.full : 0)};
-  }
-
-  Wanted wanted(const Slice& s) const {
-    return {kReach - (s.phase_h >= h.full), kReach - (s.phase_w >= w.full)};
+    return {tap,
+            i % rows + (short_h ? h.full : 0),
+            i / rows + (short_w ? w.full : 0),
+            {kReach - short_h, kReach - short_w}};
   }
 
   // Those that product xi has a part of.

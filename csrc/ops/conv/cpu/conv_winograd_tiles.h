@@ -249,7 +249,7 @@ inline void input_run(const Dense& d, const Grid& g, const TileRun& run, const S
   const Axis& a = d.axis[0];
   const std::int64_t at = run.plane * a.step + a.offset + slice.tap * a.offset_step;
   const Image s = source_image(d, slice);
-  const Tiles to = {v.data, v.row, v.plane, make_slices(d).wanted(slice)};
+  const Tiles to = {v.data, v.row, v.plane, slice.wanted};
   if (at >= 0 && at < a.source)
     return transform_run<kReach>(s, g, run, s.data + run.n * s.n_stride + at * a.source_stride, c0, c1, strip,
                                  to);
