@@ -1,5 +1,7 @@
 #include "cpu/isa.h"
 
+#include <unistd.h>
+
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -59,6 +61,15 @@ bool scatter_is_fast() {
   return !__builtin_cpu_is("amd");
 #else
   return true;
+#endif
+}
+
+std::int64_t l2_bytes() {
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+  static const long bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  return bytes > 0 ? bytes : 1 << 20;
+#else
+  return 1 << 20;
 #endif
 }
 
