@@ -332,6 +332,19 @@ def test_doubling_threads(every, counts):
 # --- work memory ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "model, name",
+    [
+        ("model name\t: AMD EPYC 7763", "AMD EPYC 7763"),
+        ("model name\t: AMD EPYC", "AMD EPYC, family 25, model 1"),
+        ("BogoMIPS\t: 50.00", None),
+    ],
+)
+def test_a_processor_that_hides_its_number(model, name):
+    first = f"processor\t: 0\ncpu family\t: 25\nmodel\t\t: 1\n{model}\nflags\t:\n"
+    assert machine.name_in_cpuinfo(f"{first}\n{first.replace(': 25', ': 26')}") == name
+
+
 def test_work_memory_of_a_call():
     torch.set_num_threads(1)
     weight = torch.randn(256, 256, 1, 1)

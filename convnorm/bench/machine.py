@@ -21,10 +21,20 @@ _ROOT = Path(__file__).resolve().parents[2]
 def cpu_name() -> str:
     """The processor, as it calls itself."""
     try:
-        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+        found = name_in_cpuinfo(Path("/proc/cpuinfo").read_text())
     except OSError:
         found = None
-    return found.group(1).strip() if found else platform.processor() or platform.machine()
+    return found or platform.processor() or platform.machine()
+
+
+def name_in_cpuinfo(text: str) -> str | None:
+    """The first processor's model name; with family and model where a virtual machine hides which one it is."""
+    first = text.partition("\n\n")[0].splitlines()
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first)}
+    name = fields.get("model name")
+    if not name or re.search(r"\d", name) or "cpu family" not in fields:
+        return name
+    return f"{name}, family {fields['cpu family']}, model {fields.get('model', '?')}"
 
 
 def commit() -> str:
