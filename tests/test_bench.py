@@ -329,9 +329,6 @@ def test_doubling_threads(every, counts):
     assert machine.thread_counts("doubling") == counts and machine.thread_counts("1,all") == sorted({1, every})
 
 
-# --- work memory ------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "model, name",
     [
@@ -343,6 +340,9 @@ def test_doubling_threads(every, counts):
 def test_a_processor_that_hides_its_number(model, name):
     first = f"processor\t: 0\ncpu family\t: 25\nmodel\t\t: 1\n{model}\nflags\t:\n"
     assert machine.name_in_cpuinfo(f"{first}\n{first.replace(': 25', ': 26')}") == name
+
+
+# --- work memory ------------------------------------------------------------------------------------------------
 
 
 def test_work_memory_of_a_call():

@@ -234,7 +234,7 @@ def test_strided_windows(x, filters, stride, padding, layout, isa):
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_strided_volumes(layout, isa):
     backends.set_isa(isa)
-    x, w = torch.randn(2, 32, 6, 40, 39), torch.randn(100, 32, 3, 3, 3)
+    x, w = torch.randn(2, 37, 6, 40, 39), torch.randn(100, 37, 3, 3, 3)
     if layout == "channels_last":
         x, w = (t.contiguous(memory_format=torch.channels_last_3d) for t in (x, w))
     assert_within_bound(x, w, torch.randn(100), 1, 1, (1, 2, 2))

@@ -1,6 +1,8 @@
 #include "cpu/isa.h"
 
+#if defined(__linux__)
 #include <unistd.h>
+#endif
 
 #include <atomic>
 #include <cstdlib>
@@ -66,11 +68,11 @@ bool scatter_is_fast() {
 
 std::int64_t l2_bytes() {
 #if defined(_SC_LEVEL2_CACHE_SIZE)
-  static const long bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
-  return bytes > 0 ? bytes : 1 << 20;
+  static const std::int64_t told = sysconf(_SC_LEVEL2_CACHE_SIZE);
 #else
-  return 1 << 20;
+  const std::int64_t told = 0;
 #endif
+  return told > 0 ? told : 1 << 20;
 }
 
 Isa supported_isa() {

@@ -33,37 +33,45 @@ Along along(const Window& w, int axis, std::int64_t out) {
   return {side, dil * up(up(out, dil), winograd_tile(side)), 6 * step - (step * side - w.kernel[axis])};
 }
 
+// What there is to transform: tiles of outputs, and terms of the sum at each of the phases of the stride.
+struct Work {
+  Along h, w;
+  std::int64_t phases, terms, out_c, tiles;
+};
+
+Work work_of(const Params& p) {
+  const bool by_input = p.pass == Pass::by_input;
+  const View5 &in = by_input ? p.output : p.input, &out = by_input ? p.input : p.output;
+  const Dims& step = p.window.stride;
+  const auto outputs = [&](int axis) { return by_input ? up(out.size[axis], step[axis]) : out.size[axis]; };
+  const Along h = along(p.window, 1, outputs(1)), w = along(p.window, 2, outputs(2));
+  return {h, w, step[1] * step[2], in.c * p.window.kernel[0], out.c, out.n * out.size[0] * h.tiles * w.tiles};
+}
+
 // Estimated cost of the direct sum, `direct` multiplications of the tile kernel, over that of the transforms
 // and the products, 36 of a window of step 1. The constants are measured: a filter's transform takes as long
 // as 200 multiplications, by weight 300, and a tile's and channel's as 400, of every slice (depth tap and
 // phase of the stride). By weight slices and channels are columns of the products, and count as whole vectors
 // of them.
 bool pays(const Params& p, std::int64_t direct) {
+  const auto& [h, w, phases, terms, out_c, tiles] = work_of(p);
   const bool by_input = p.pass == Pass::by_input, by_weight = p.pass == Pass::by_weight;
-  const View5 &in = by_input ? p.output : p.input, &out = by_input ? p.input : p.output;
-  const Dims& step = p.window.stride;
-  const auto outputs = [&](int axis) { return by_input ? up(out.size[axis], step[axis]) : out.size[axis]; };
-  const Along h = along(p.window, 1, outputs(1)), w = along(p.window, 2, outputs(2));
-  const std::int64_t phases = step[1] * step[2], terms = in.c * p.window.kernel[0];
   const std::int64_t columns = by_weight ? up(terms, 16) * 16 : terms, filter = by_weight ? 300 : 200;
-  const std::int64_t tiles = out.n * out.size[0] * h.tiles * w.tiles;
-  const std::int64_t tile = by_input ? terms + phases * out.c : phases * terms + out.c;
+  const std::int64_t tile = by_input ? terms + phases * out_c : phases * terms + out_c;
   const std::int64_t winograd =
-      (h.points * w.points * tiles + filter * phases) * columns * out.c + 400 * tiles * tile;
+      (h.points * w.points * tiles + filter * phases) * columns * out_c + 400 * tiles * tile;
   return 5 * direct >= 6 * winograd;
 }
 
 // Forward at a stride, a tile's V is of all phases and read for every panel of filters. Where that of a block
-// of 24 tiles exceeds L2 three times, the products wait for it: on 512 KB of L2, 128 channels took 1.2 to 1.6
-// times as long as directly. Few tiles are not affected: each of their filters is transformed where it is
-// used.
+// of 24 tiles exceeds L2 three times, the products wait for it: on 512 KB of L2 (less was not measured), 128
+// channels took 1.2 to 1.6 times as long as directly. Few tiles are not affected: each of their filters is
+// transformed where it is used.
 bool v_leaves_l2(const Params& p) {
-  if (p.pass != Pass::forward) return false;
-  const Along h = along(p.window, 1, p.output.size[1]), w = along(p.window, 2, p.output.size[2]);
-  const std::int64_t tiles = p.output.n * p.output.size[0] * h.tiles * w.tiles;
-  const std::int64_t terms = p.input.c * p.window.kernel[0] * p.window.stride[1] * p.window.stride[2];
-  const std::int64_t block = 24 * 36 * std::int64_t(sizeof(float)) * terms;
-  return tiles > 96 && block > 3 * std::max<std::int64_t>(l2_bytes(), 512 << 10);  // less was not measured
+  const Work work = work_of(p);
+  if (p.pass != Pass::forward || work.phases == 1 || work.tiles <= 96) return false;
+  const std::int64_t block = 24 * 36 * std::int64_t(sizeof(float)) * work.phases * work.terms;
+  return block > 3 * std::max<std::int64_t>(l2_bytes(), 512 << 10);
 }
 
 // Multiplications of the plain sum; by input, of a stride's phases together.
@@ -103,7 +111,7 @@ const char* winograd_refusal(const Params& p) {
     return "needs an image as large as its stride";
   if (24 % p.window.dil[2] != 0) return "needs a dilation along rows that divides 24, the tiles of a block";
   if (p.groups != 1) return "needs one group";
-  if (strides != 1 && v_leaves_l2(p)) return kLeavesL2;
+  if (v_leaves_l2(p)) return kLeavesL2;
   return pays(p, direct_products(p)) ? nullptr : kTooFew;
 }
 
