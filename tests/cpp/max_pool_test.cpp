@@ -1,5 +1,5 @@
 // Max pooling without torch: every kernel against plain loops, bit for bit. Buffers have no element to spare,
-// so that the address sanitizer sees kernels that read or write across the ends of rows go too far.
+// and guards at their ends: kernels that read or write across the ends of rows go too far.
 #include "ops/max_pool/max_pool.h"
 
 #include <algorithm>
@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "guarded.h"
 #include "max_pool_problems.h"
 #include "parallel_threads.h"
 
@@ -21,8 +22,8 @@ namespace {
 
 // Small integers, so that there are ties; some NaN and -inf.
 template <class T>
-std::vector<T> random_values(Random& random, std::int64_t n, bool special) {
-  std::vector<T> values(n);
+Buffer<T> random_values(Random& random, std::int64_t n, bool special) {
+  Buffer<T> values(n);
   for (T& v : values) {
     const auto kind = special ? random(0, 9) : 9;
     const double x = kind == 0   ? std::numeric_limits<double>::quiet_NaN()
@@ -37,7 +38,7 @@ std::vector<T> random_values(Random& random, std::int64_t n, bool special) {
 }
 
 template <class T>
-bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+bool same_bits(const Buffer<T>& a, const Buffer<T>& b) {
   return a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
 }
 
@@ -62,8 +63,8 @@ void test_problem(Random& random, Params p, bool channels_last) {
   const std::int64_t outputs = elements(p, p.output, p.out);
   const auto input = random_values<T>(random, elements(p, p.input, p.in), true);
   const bool record = p.record != Argmax::none;
-  std::vector<T> output(outputs), want(outputs);
-  std::vector<A> argmax(record ? outputs : 0), want_argmax(argmax);
+  Buffer<T> output(outputs), want(outputs);
+  Buffer<A> argmax(record ? outputs : 0), want_argmax(argmax);
   forward_direct(p, input.data(), want.data(), want_argmax.data());
   each_kernel(forward_kernels(), p, [&](const auto& row) {
     row.run(p, input.data(), output.data(), argmax.data());
@@ -76,7 +77,7 @@ void test_problem(Random& random, Params p, bool channels_last) {
   p.input = strides_of(p, p.in, {channels_last, 0});
   p.output = strides_of(p, p.out, {channels_last, random(0, 2) ? 0 : 2 * (channels_last ? p.c : 1)});
   const auto grad = random_values<T>(random, elements(p, p.output, p.out), false);
-  std::vector<T> grad_input(elements(p, p.input, p.in)), want_grad(grad_input);
+  Buffer<T> grad_input(elements(p, p.input, p.in)), want_grad(grad_input);
   backward_direct(p, grad.data(), want_argmax.data(), want_grad.data());
   each_kernel(backward_kernels(), p, [&](const auto& row) {
     std::memset(grad_input.data(), 0x11, grad_input.size() * sizeof(T));
