@@ -17,7 +17,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 CPP = ROOT / "tests/cpp"
 BUILD = ROOT / "build/cpp_tests"
-FLAGS = ["-std=c++20", "-O1", "-g1", "-Wall", "-Wno-psabi", "-Wno-unused-function", "-Wno-unknown-pragmas"]
+FLAGS = ["-std=c++20", "-Og", "-g1", "-Wall", "-Wno-psabi", "-Wno-unused-function", "-Wno-unknown-pragmas"]
 # Left out are checks of every access that double the time to compile; ASan and the hardware see what they would.
 LEFT_OUT = "-fno-sanitize=object-size,null,alignment,pointer-overflow"
 SANITIZE = ["-fsanitize=address,undefined", LEFT_OUT, "-fno-sanitize-recover=all"]
