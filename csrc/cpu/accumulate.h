@@ -7,7 +7,7 @@
 //
 // Each leaves the general registers to what it reads: a value that the compiler keeps in a vector register
 // instead takes an FMA unit for a cycle whenever it is read, of the twelve that a term has. And each asks for
-// a line of memory that is needed later every other term: spread over the sum, since a core has 16 requests
+// a line of memory that is needed later every term or two: spread over the sum, since a core has 16 requests
 // under way at most, and a burst of them would hold up the lines that the sum waits for.
 //
 // Include after cpu/vec.h.
@@ -41,13 +41,13 @@ struct Ahead {
   }
 };
 
-// One stretch, half a line at a time (two terms in a loop's body are mixed up by the compiler), for L2: in L1
-// it would push out what is in use.
+// One stretch, a vector's bytes a term (two terms in a loop's body are mixed up by the compiler), for L2: in
+// L1 it would push out what is in use.
 struct StretchAhead {
   const char* at;
   void ask() {
     __builtin_prefetch(at, 0, 2);
-    at += 32;
+    at += CONVNORM_VECTOR_BYTES;
   }
 };
 

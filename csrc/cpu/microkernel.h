@@ -79,10 +79,10 @@ struct TileBlock {
   const std::int64_t* held_rows;  // its rows there
 };
 
-// Elements of a stretch that a tile asks for: a line every other term.
+// Elements of a stretch that a tile asks for: a vector per term.
 template <class C>
-inline std::int64_t lines_of_tile(const TileBlock<C>& t) {
-  return t.depth / 2 * std::int64_t(64 / sizeof(C));
+inline std::int64_t asked_by_tile(const TileBlock<C>& t) {
+  return t.depth * kLanes<C>;
 }
 
 // Whether rows of c may end within a vector: where masked loads and stores cost no more than whole ones.
@@ -217,7 +217,7 @@ template <class C, int MR, int NV, Form kForm>
 template <class C>
 inline Ahead lines_ahead(const TileBlock<C>& t, const C* a, std::int64_t i, std::int64_t j) {
   constexpr std::int64_t line = 64 / sizeof(C);
-  const std::int64_t n = i * t.columns + j, part = j * lines_of_tile(t);
+  const std::int64_t n = i * t.columns + j, part = j * (t.depth / 2 * line);
   if (n / 2 < t.ahead_lines)
     return {reinterpret_cast<const char*>(t.ahead + n % 2 * t.ahead_ld + n / 2 * line),
             2 * t.ahead_ld * static_cast<std::int64_t>(sizeof(C))};
@@ -235,7 +235,7 @@ inline void ask_for_tile(const C* c, const std::int64_t* c_rows) {
 // The same of a stretch, after i tiles; past its end, lines of b, which are at hand.
 template <class C>
 inline StretchAhead stretch_ahead(const TileBlock<C>& t, const C* b, std::int64_t i) {
-  const C* at = t.ahead ? t.ahead + i * lines_of_tile(t) : nullptr;
+  const C* at = t.ahead ? t.ahead + i * asked_by_tile(t) : nullptr;
   return {reinterpret_cast<const char*>(at < t.ahead_end ? at : b)};
 }
 
@@ -302,7 +302,7 @@ void run_equal_tiles(TileBlock<C>& tiles, std::int64_t rows, std::int64_t vector
     if (tiles.rows > 0) kTiles<C, kForm>.fn[h][vectors](tiles);
     tiles.a += tiles.rows * tiles.a_step;
     tiles.c_rows += tiles.rows * h;
-    if (kForm != Form::interleaved && ahead) tiles.ahead += tiles.rows * lines_of_tile(tiles);
+    if (kForm != Form::interleaved && ahead) tiles.ahead += tiles.rows * asked_by_tile(tiles);
   }
   tiles.a = a;
   tiles.c_rows = c_rows;

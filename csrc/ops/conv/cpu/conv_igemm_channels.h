@@ -17,7 +17,7 @@ void run_pixel_rows(const Task<C>& t, TileBlock<C>& tiles, const std::int64_t* r
   if (full > 0) kTiles<C, kForm>.fn[kRows][vectors](tiles);
   if (rest > 0) {
     tiles.rows = 1;
-    tiles.ahead += full * lines_of_tile(tiles);
+    tiles.ahead += full * asked_by_tile(tiles);
     tiles.c_rows += full * kRows;
     tiles.a += full * tiles.a_step;
     tiles.table += full * kRows * tiles.runs;
@@ -37,7 +37,7 @@ void run_window_rows(const Task<C>& t, TileBlock<C>& tiles, const std::int64_t* 
     tiles.a = t.work.patches + y * d.axis[1].step * pitch;
     tiles.c_rows = rows + y * width;
     run_equal_tiles<C, Form::strided>(tiles, width, vectors);
-    tiles.ahead += ceil_div(width, kRows) * lines_of_tile(tiles);
+    tiles.ahead += ceil_div(width, kRows) * asked_by_tile(tiles);
   }
 }
 

@@ -194,7 +194,7 @@ inline void multiply(const WinogradPlan& p, Wanted wanted, const float* v, std::
     block.b = u + xi * p.u_plane + (begin - e0) * kPanel;
     block.a = v + xi * p.v_plane + begin;
     block.c = m + xi * p.m_plane;
-    ahead.ask_in(block, ceil_div(tiles, kRows) * lines_of_tile(block));
+    ahead.ask_in(block, ceil_div(tiles, kRows) * asked_by_tile(block), block.b + p.u_plane);
     run_equal_tiles<float, Form::by_rows>(block, tiles, vectors);
   }
 }
