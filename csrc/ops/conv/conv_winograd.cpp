@@ -64,13 +64,13 @@ bool pays(const Params& p, std::int64_t direct) {
 }
 
 // Forward at a stride, a tile's V is of all phases and read for every panel of filters. Where that of a block
-// of 24 tiles exceeds L2 three times, the products wait for it: on 512 KB of L2 (less was not measured), 128
+// of tiles exceeds L2 three times, the products wait for it: on 512 KB of L2 (less was not measured), 128
 // channels took 1.2 to 1.6 times as long as directly. Few tiles are not affected: each of their filters is
 // transformed where it is used.
 bool v_leaves_l2(const Params& p) {
   const Work work = work_of(p);
-  if (p.pass != Pass::forward || work.phases == 1 || work.tiles <= 96) return false;
-  const std::int64_t block = 24 * 36 * std::int64_t(sizeof(float)) * work.phases * work.terms;
+  if (p.pass != Pass::forward || work.phases == 1 || work.tiles <= kFewTiles) return false;
+  const std::int64_t block = kBlockTiles * 36 * std::int64_t(sizeof(float)) * work.phases * work.terms;
   return block > 3 * std::max<std::int64_t>(l2_bytes(), 512 << 10);
 }
 
@@ -109,7 +109,8 @@ const char* winograd_refusal(const Params& p) {
   if (p.pass == Pass::by_input && p.window.stride[0] != 1) return "by input: needs stride 1 in depth";
   if (p.input.size[1] < p.window.stride[1] || p.input.size[2] < p.window.stride[2])
     return "needs an image as large as its stride";
-  if (24 % p.window.dil[2] != 0) return "needs a dilation along rows that divides 24, the tiles of a block";
+  if (kBlockTiles % p.window.dil[2] != 0)
+    return "needs a dilation along rows that divides 24, the tiles of a block";
   if (p.groups != 1) return "needs one group";
   if (v_leaves_l2(p)) return kLeavesL2;
   return pays(p, direct_products(p)) ? nullptr : kTooFew;

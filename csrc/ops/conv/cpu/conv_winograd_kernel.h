@@ -22,14 +22,14 @@ namespace {
 
 inline constexpr std::int64_t kPanel = kCols<float>;
 
-inline constexpr std::int64_t kDepth = 256;      // input channels added up at a time
-inline constexpr std::int64_t kBlockTiles = 24;  // a multiple of kRows: by tiles, so many times 1 to 4
-inline constexpr std::int64_t kMostBlocks = 4;   //   at a time,
+inline constexpr std::int64_t kDepth = 256;     // input channels added up at a time
+inline constexpr std::int64_t kMostBlocks = 4;  // by tiles: so many times kBlockTiles at a time,
 inline constexpr std::int64_t kBlockBytes = 8192 * CONVNORM_VECTOR_BYTES;  // and bytes of V, a part of L2
-inline constexpr std::int64_t kFewTiles = 96;                              // up to here by filters
 inline constexpr std::int64_t kMostTiles = 144;                            // by filters: at a time,
 inline constexpr std::int64_t kMostBytes = 16 << 20;                       // and bytes of V
 inline constexpr std::int64_t kMostFilters = 12 << 20;                     // by tiles: bytes of U
+
+static_assert(kBlockTiles % kRows == 0);
 
 struct WinogradPlan {
   Targets targets;
