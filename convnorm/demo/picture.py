@@ -24,7 +24,10 @@ def _curves(axes: Any, a: Trainer, b: Trainer, what: str) -> None:
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False, fontsize=9, loc="upper right" if what == "loss" else "lower right")
     if what == "loss":
+        low, high = (f(epoch.loss for t in (a, b) for epoch in t.history) for f in (min, max))
+        margin = max(1.1, (2 * low / high) ** 0.5)  # an axis of a factor 2 at least: one epoch's losses agree to 1e-6
         axes.set_yscale("log")
+        axes.set_ylim(low / margin, high * margin)
         style(axes, "Training loss")
     else:
         for trainer in (a, b):
