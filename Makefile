@@ -62,7 +62,7 @@ endif
 	@touch $@
 
 $(STATE)/build: $(NATIVE) $(STATE)/requirements
-	@echo "convnorm: building (a minute or two the first time, then only changed files)"
+	@echo "convnorm: building (about ten CPU minutes the first time, then only changed files)"
 	@$(INSTALL) --no-build-isolation --no-deps -e .
 	@touch $@
 
