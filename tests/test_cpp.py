@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import convnorm
+
 ROOT = Path(__file__).resolve().parent.parent
 CPP = ROOT / "tests/cpp"
 BUILD = ROOT / "build/cpp_tests"
@@ -42,9 +44,17 @@ def sources(test):
     return [test, *helpers, *sorted(kernels), *(ROOT / name for name in COMMON)]
 
 
+def newest(folders, ends):
+    return max(p.stat().st_mtime for folder in folders for end in ends for p in folder.rglob(end))
+
+
 def newest_header():
-    headers = (p for folder in (ROOT / "csrc", CPP) for end in ("*.h", "*.cuh") for p in folder.rglob(end))
-    return max(p.stat().st_mtime for p in headers)
+    return newest([ROOT / "csrc", CPP], ["*.h", "*.cuh"])
+
+
+def build_is_current():
+    """Whether convnorm was linked after the last change of its sources."""
+    return Path(convnorm._C.__file__).stat().st_mtime >= newest([ROOT / "csrc"], ["*.h", "*.cpp"])
 
 
 def sanitized(source):
@@ -56,7 +66,7 @@ def sanitized(source):
 def compiled(source, headers, first_flags=()):
     """The object file, compiled unless it is newer than its source and every header."""
     built = BUILT / source.relative_to(ROOT).with_suffix(".o")
-    if not sanitized(source) and built.exists() and built.stat().st_mtime >= source.stat().st_mtime:
+    if not sanitized(source) and built.exists() and build_is_current():
         return built
     target = BUILD / (str(source.relative_to(ROOT)).replace("/", "_") + ".o")
     if not target.exists() or target.stat().st_mtime < max(source.stat().st_mtime, headers):

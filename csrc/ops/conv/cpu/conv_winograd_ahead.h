@@ -2,8 +2,8 @@
 // tiles read.
 //
 // A product's weights, up to 32 KB per 256 channels, come from where U is; the hardware's own fetching of
-// them begins anew in each page. Where U is not in L2, multiplying waits for them: 256 channels took 1.2
-// times as long.
+// them begins anew in each page. Where U is not in L2, multiplying waits for them: products of 256 channels
+// took 1.2 times as long.
 //
 // Transforming tiles waits for memory: 64 channels of 112x112 at step 2 spend a third of their time on
 // reading what L2 does not hold. So every fourth product of a block (36 per panel of filters) asks for its

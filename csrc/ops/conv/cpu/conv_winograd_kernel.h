@@ -297,7 +297,7 @@ inline void winograd_by_filters(const WinogradPlan& p) {
     });
     parallel_for(p.panels * p.targets.rows(), 1, [&](std::int64_t begin, std::int64_t end) {
       const WinogradWork work = make_work(p, true, true, false, true);
-      SourceAhead none;
+      SourceAhead no_pixels;
       for (std::int64_t i = begin; i < end; ++i) {
         const std::int64_t k = i % p.panels, row = i / p.panels;
         for (std::int64_t j = 0; j < phases; ++j) {
@@ -306,7 +306,7 @@ inline void winograd_by_filters(const WinogradPlan& p) {
             const std::int64_t end_e = imin(p.reduced, e + p.depth);
             weight_panel(*target.d, p, k, e, end_e, work.raw, work.u);
             multiply(p, target.wanted, v, t1 - t0, e, end_e, work.u, panel_vectors(d, k),
-                     work.m + j * p.m_panel(), none);
+                     work.m + j * p.m_panel(), no_pixels);
           }
         }
         output_panel(p, row, k, t0, t1, work.m, work.strip);
