@@ -178,7 +178,9 @@ def assert_weights_within_bound(x, w, padding=1, dilation=1, gradient=None, stri
         ((3, 52, 23, 17), 37, 0, 1),  # nothing divides
         ((2, 64, 30, 28), 200, 3, 1),
         ((9, 100, 8, 12), 70, (2, 1), (2, 3)),
-        ((6, 160, 40, 44), 150, 1, 1),  # several chunks of tiles
+        ((6, 160, 40, 44), 150, 1, 1),  # several parts of the tiles
+        ((8, 40, 50, 60), 56, 1, (2, 3)),  # of whole groups
+        ((5, 200, 40, 44), 190, 1, 1),  # one part, several chunks
     ],
     ids=str,
 )

@@ -43,7 +43,7 @@ Block::~Block() {
   everyone().blocks.erase(this);
 }
 
-thread_local Block blocks[3];
+thread_local Block blocks[kSlots];
 
 }  // namespace
 
@@ -63,7 +63,11 @@ void* scratch_bytes(Slot slot, std::size_t bytes) {
   return block.data;
 }
 
-std::size_t scratch_held() { return blocks[0].size + blocks[1].size + blocks[2].size; }
+std::size_t scratch_held() {
+  std::size_t bytes = 0;
+  for (const Block& block : blocks) bytes += block.size;
+  return bytes;
+}
 
 void scratch_peak_reset() {
   std::lock_guard<std::mutex> hold(everyone().guard);

@@ -6,10 +6,16 @@
 // tiles. V lies in panels of 32 terms and W in panels of a block's channels, so that a product reads pages
 // through.
 //
-//   for chunk of tiles (V and W of 2 to 16 MB, shared):
-//     V and W of the chunk                           in parallel over tiles and panels
-//     for block of M (48 x 64), which stays in L2:   in parallel, by shape
-//       36 products over the chunk, 192 tiles at a time; gw (+)= G' M G
+//   for part of the tiles (1 to 16, by shape), each with a sum gw of its own:
+//     for chunk of the part (V and W of 2 to 16 MB):
+//       V and W of the chunk                           over tiles and panels
+//       for block of M (48 x 64), which stays in L2:
+//         36 products over the chunk, 192 tiles at a time; gw (+)= G' M G
+//   gw of the parts are added in order
+//
+// A thread takes whole parts where there are as many as threads: what a core wrote stays in its own caches
+// (what another chip of the processor has to fetch takes several times as long). Else threads share V and W.
+// The sums are the same either way.
 //
 // grad_bias is summed from a 37th plane of W, the sums of the tiles of gradients.
 //
@@ -19,12 +25,15 @@
 namespace convnorm::conv {
 namespace {
 
-// Tiles of a chunk: what L2 holds of V and W, but enough to be worth the last transform of all filters.
+// Tiles of a chunk: about what L2 holds of V and W, but enough to be worth the last transform of all filters.
 inline constexpr std::int64_t kChunkBytes = 2 << 20, kMostChunkBytes = 16 << 20;
 inline constexpr std::int64_t kLeastChunk = 96;
-inline constexpr std::int64_t kTilesAtOnce = 192;               // of a sum: 32 columns of V stay in L1
-inline constexpr std::int64_t kPieceTiles = 48;                 // of a transform's task, whole groups
-inline constexpr std::int64_t kRowTiles = 4, kColumnTiles = 2;  // of a block of M, at most
+inline constexpr std::int64_t kLeastPart = 64, kMostParts = 16;  // tiles of a part, and parts
+inline constexpr std::int64_t kMostPartBytes = 1 << 20;          // of gw
+inline constexpr std::int64_t kTilesAtOnce = 192;                // of a sum: 32 columns of V stay in L1
+inline constexpr std::int64_t kPieceTiles = 48;                  // of a transform's task, whole groups
+inline constexpr std::int64_t kSumBlock = 4096;                  // elements added up by a task
+inline constexpr std::int64_t kRowTiles = 4, kColumnTiles = 2;   // of a block of M, at most
 
 // Transforms in panels of so many channels: [panel][xi][tile][width].
 struct Panels {
@@ -39,13 +48,34 @@ inline Panels make_panels(std::int64_t channels, std::int64_t width, std::int64_
 struct WeightGradientPlan {
   Grid grid;
   Slices slices;
-  std::int64_t chunk;                  // tiles
+  std::int64_t parts, part, chunk;     // parts; tiles
+  std::int64_t elements;               // of gw
+  bool by_parts;                       // a thread takes whole ones
   std::int64_t slice_channels, terms;  // padded, as in forward
   Panels v, w;                         // a panel of w is a block of rows
   std::int64_t column_blocks;          // of panels of v
   std::int64_t m_row, m_plane;
   std::int64_t blocks() const { return w.count * column_blocks; }
 };
+
+// Parts and chunks of equal length.
+inline void cut_tiles(const Dense& d, WeightGradientPlan& p) {
+  const std::int64_t unit = p.grid.gap_w == 1 ? 1 : kBlockTiles;  // groups of tiles stay together
+  const auto cut = [&](std::int64_t tiles, std::int64_t pieces) {
+    return ceil_div(ceil_div(tiles, pieces), unit) * unit;
+  };
+  p.elements = d.out_c * d.red_c * tap_count(d);
+  std::int64_t parts = 1;
+  if (p.elements * std::int64_t(sizeof(float)) <= kMostPartBytes)
+    while (parts < kMostParts && p.grid.tiles >= 2 * parts * kLeastPart) parts *= 2;
+  p.part = cut(p.grid.tiles, parts);
+  p.parts = ceil_div(p.grid.tiles, p.part);
+  p.by_parts = p.parts > 1 && p.parts >= parallel_width();
+  const std::int64_t channels = p.slices.count() * ceil_div(d.red_c, kL) * kL + d.out_c;
+  const std::int64_t tile = kPoints * sizeof(float) * channels;
+  const std::int64_t most = imax(unit, imin(imax(kChunkBytes / tile, kLeastChunk), kMostChunkBytes / tile));
+  p.chunk = cut(p.part, imax(1, (p.part + most / 2) / most));
+}
 
 inline WeightGradientPlan make_weight_gradient_plan(const Dense& d) {
   WeightGradientPlan p{};
@@ -54,17 +84,15 @@ inline WeightGradientPlan make_weight_gradient_plan(const Dense& d) {
   const std::int64_t slices = p.slices.count(), padded = ceil_div(d.red_c, kL) * kL;
   p.slice_channels = channels_of_slice(d, p.slices);
   p.terms = slices * p.slice_channels;
+  cut_tiles(d, p);
   // Smaller blocks where threads would have nothing to do.
+  const std::int64_t threads = p.by_parts ? 1 : parallel_width();
   const std::int64_t rows = ceil_div(d.out_c, kRows), columns = ceil_div(p.terms, kPanel);
   std::int64_t tall = kRowTiles, wide = kColumnTiles;
-  while (ceil_div(rows, tall) * ceil_div(columns, wide) < 2 * parallel_width() && tall * wide > 1)
+  while (ceil_div(rows, tall) * ceil_div(columns, wide) < 2 * threads && tall * wide > 1)
     (tall > 1 ? tall : wide) /= 2;
   p.column_blocks = ceil_div(columns, wide);
   const std::int64_t height = ceil_div(ceil_div(d.out_c, ceil_div(rows, tall)), kL) * kL;
-  const std::int64_t tile = kPoints * sizeof(float) * (slices * padded + d.out_c);
-  const std::int64_t wanted = imin(imax(kChunkBytes / tile, kLeastChunk), kMostChunkBytes / tile);
-  const std::int64_t most = imax(1, wanted / kBlockTiles) * kBlockTiles;
-  p.chunk = ceil_div(ceil_div(p.grid.tiles, ceil_div(p.grid.tiles, most)), kBlockTiles) * kBlockTiles;
   p.v = make_panels(slices * padded, kPanel, p.chunk, kPoints);
   p.w = make_panels(d.out_c, height, p.chunk, kPoints + 1);
   p.m_row = wide * kPanel;
@@ -211,7 +239,7 @@ inline void write_taps(const Dense& d, const Slices& s, const F (&side)[kTaps][k
 // Products that a short phase has no part of only reach taps that it does not have.
 template <int kTaps>
 inline void write_block(const Dense& d, const WeightGradientPlan& p, const WeightBlock& b, const float* m,
-                        bool add) {
+                        float* gw, bool add) {
   Place places[kColumnTiles * kPanel / kL];
   for (std::int64_t e = b.e0; e < b.e1; e += kL) places[(e - b.e0) / kL] = place_of(d, p, e);
   for (std::int64_t k = b.k0; k < b.k1; ++k, m += p.m_row)
@@ -220,13 +248,13 @@ inline void write_block(const Dense& d, const WeightGradientPlan& p, const Weigh
       if (place.lanes <= 0) continue;
       F taps[kTaps][kTaps];
       transform_back<kTaps, true>(m + e - b.e0, p.m_plane, {}, taps);
-      write_taps<kTaps>(d, p.slices, taps, place, static_cast<float*>(d.weight) + k * d.weight_out, add);
+      write_taps<kTaps>(d, p.slices, taps, place, gw + k * d.weight_out, add);
     }
 }
 
 // The blocks of M over one chunk of tiles.
 inline void multiply_chunk(const Dense& d, const WeightGradientPlan& p, std::int64_t tiles, float* v,
-                           float* w, double* bias, bool add) {
+                           float* w, float* gw, double* bias, bool add) {
   parallel_for(p.blocks(), 1, [&](std::int64_t begin, std::int64_t end) {
     float* m;
     std::int64_t* rows;
@@ -239,7 +267,7 @@ inline void multiply_chunk(const Dense& d, const WeightGradientPlan& p, std::int
       const WeightBlock b = weight_block(d, p, i);
       const Tiles rows_of_w = p.w.panel(w, b.k0 / p.w.width);
       multiply_block(p, b, tiles, v, rows_of_w, rows, m);
-      with_taps(p.slices.h.taps, [&](auto taps) { write_block<taps>(d, p, b, m, add); });
+      with_taps(p.slices.h.taps, [&](auto taps) { write_block<taps>(d, p, b, m, gw, add); });
       for (std::int64_t t = 0; d.bias && b.e0 == 0 && t < tiles; t += kTilesAtOnce)
         add_bias_sums(rows_of_w.data + kPoints * p.w.plane + t * p.w.width, imin(kTilesAtOnce, tiles - t),
                       b.k1 - b.k0, p.w.width, false, bias + b.k0);
@@ -247,22 +275,46 @@ inline void multiply_chunk(const Dense& d, const WeightGradientPlan& p, std::int
   });
 }
 
-inline void winograd_by_weight(const Dense& d) {
-  const WeightGradientPlan p = make_weight_gradient_plan(d);
+// gw and the sums of the bias of one part.
+inline void sum_part(const Dense& d, const WeightGradientPlan& p, std::int64_t part, float* gw,
+                     double* bias) {
   float *v, *w;
-  double* bias;
-  carve_scratch(Slot::shared, [&](Arena& arena) {
+  carve_scratch(Slot::part, [&](Arena& arena) {
     v = arena.take<float>(p.v.count * p.v.size);
-    w = arena.take<float>(p.w.count * p.w.size);
-    return bias = arena.take<double>(d.out_c);
+    return w = arena.take<float>(p.w.count * p.w.size);
   });
   for (std::int64_t k = 0; k < d.out_c; ++k) bias[k] = 0;
-  for (std::int64_t t0 = 0; t0 < p.grid.tiles; t0 += p.chunk) {
-    const std::int64_t tiles = imin(p.chunk, p.grid.tiles - t0);
-    transform_chunk(d, p, t0, t0 + tiles, v, w);
-    multiply_chunk(d, p, tiles, v, w, bias, t0 > 0);
+  const std::int64_t begin = part * p.part, end = imin(p.grid.tiles, begin + p.part);
+  for (std::int64_t t0 = begin; t0 < end; t0 += p.chunk) {
+    const std::int64_t t1 = imin(end, t0 + p.chunk);
+    transform_chunk(d, p, t0, t1, v, w);
+    multiply_chunk(d, p, t1 - t0, v, w, gw, bias, t0 > begin);
   }
-  if (d.bias) write_bias<float>(d, bias, 1, 0, d.out_c);
+}
+
+inline void winograd_by_weight(const Dense& d) {
+  const WeightGradientPlan p = make_weight_gradient_plan(d);
+  float* parts;
+  double* bias;
+  carve_scratch(Slot::shared, [&](Arena& arena) {
+    parts = arena.take<float>(p.parts > 1 ? p.parts * p.elements : 0);
+    return bias = arena.take<double>(p.parts * d.out_c);
+  });
+  float* gw = static_cast<float*>(d.weight);
+  auto sum_parts = [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i)
+      sum_part(d, p, i, p.parts > 1 ? parts + i * p.elements : gw, bias + i * d.out_c);
+  };
+  if (p.by_parts)
+    parallel_for(p.parts, 1, sum_parts);
+  else
+    sum_parts(0, p.parts);
+  if (p.parts > 1)
+    parallel_for(ceil_div(p.elements, kSumBlock), 1, [&](std::int64_t begin, std::int64_t end) {
+      const std::int64_t from = begin * kSumBlock, to = imin(p.elements, end * kSumBlock);
+      write_row(Parts<float>{parts, p.parts, p.elements}, from, to - from, gw + from, 1);
+    });
+  if (d.bias) write_bias<float>(d, bias, p.parts, 0, d.out_c);
 }
 
 }  // namespace
