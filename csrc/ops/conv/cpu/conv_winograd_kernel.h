@@ -60,13 +60,14 @@ inline std::int64_t channels_of_slice(const Dense& d, const Slices& slices) {
   return slices.count() == 1 ? d.red_c : ceil_div(d.red_c, kL) * kL;
 }
 
-// Tiles of a task. Where sums are short the calls for 36 products weigh most, and many tiles share them.
+// Tiles of a task. Where sums are short the calls for 36 products weigh most, and many tiles share them. All
+// threads get as many, to within one, at which blocks may be an eighth larger.
 inline std::int64_t block_of_tiles(const WinogradPlan& p) {
   const std::int64_t room = kBlockBytes / std::int64_t(kPoints * sizeof(float) * kBlockTiles * p.v_row);
-  const std::int64_t most = imax(1, imin(room, kMostBlocks)) * kBlockTiles;
-  const std::int64_t threads = parallel_width(),
-                     tasks = ceil_div(ceil_div(p.grid.tiles, most), threads) * threads;
-  return ceil_div(ceil_div(p.grid.tiles, tasks), kBlockTiles) * kBlockTiles;
+  const std::int64_t most = imax(1, imin(room, kMostBlocks)) * kBlockTiles, threads = parallel_width();
+  const std::int64_t tasks = ceil_div(8 * p.grid.tiles, 9 * most * threads) * threads;
+  const std::int64_t unit = p.grid.gap_w == 1 ? 1 : kBlockTiles;  // groups of tiles stay together
+  return imax(kRows, ceil_div(ceil_div(p.grid.tiles, tasks), unit) * unit);
 }
 
 inline WinogradPlan make_winograd_plan(const Dense* problems, std::int64_t count, std::int64_t phases) {
