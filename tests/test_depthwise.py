@@ -79,6 +79,25 @@ def test_as_accurate_as_torch(shape, kernel, stride, dtype, layout, isa):
 
 
 @isas
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("width", [1, 2, 7, 14, 15, 16, 17, 18, 20, 31, 32, 33, 49, 70])
+def test_square_windows_of_stride_1(width, kernel, isa):
+    """In NCHW rows may be read where they lie: every end of a row, and padding beyond the window."""
+    integers = lambda *shape: torch.randint(-4, 5, shape).float()  # noqa: E731
+    for height, padding in itertools.product((1, 4, 9), itertools.product((0, 1, kernel - 1, kernel + 1), repeat=2)):
+        if height + 2 * padding[0] < kernel or width + 2 * padding[1] < kernel:
+            continue
+        inputs = {"input": integers(2, 3, height, width), "weight": integers(3, 1, kernel, kernel), "bias": integers(3),
+                  "stride": 1, "padding": padding, "groups": 3}  # fmt: skip
+        with forced(isa):
+            ours = evaluate(SPEC.ours, inputs, SPEC.grads, kind="integers")
+        with without_onednn():
+            theirs = evaluate(SPEC.theirs, inputs, SPEC.grads, kind="integers")
+        for what, value in theirs.items():
+            assert_same(ours[what], value, f"{what}, {height} rows, padding {padding}")
+
+
+@isas
 @layouts
 @pytest.mark.parametrize(
     "shape, kernel, stride",

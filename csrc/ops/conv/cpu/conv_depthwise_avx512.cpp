@@ -6,6 +6,7 @@
 #include "cpu/welford.h"
 #include "ops/conv/cpu/conv_depthwise_slide.h"
 #include "ops/conv/cpu/conv_depthwise_plan.h"
+#include "ops/conv/cpu/conv_depthwise_rolling.h"
 #include "ops/conv/cpu/conv_depthwise_channels.h"
 #include "ops/conv/cpu/conv_depthwise_pack.h"
 #include "ops/conv/cpu/conv_depthwise_strip.h"

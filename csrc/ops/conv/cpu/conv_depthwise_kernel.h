@@ -14,6 +14,7 @@ inline bool share_rows(const Dense* problems, std::int64_t phases) {
 }
 
 inline void run_depthwise(const Dense* problems, std::int64_t count, std::int64_t phases) {
+  if (count == 1 && rolls(problems[0])) return run_rolling(problems[0]);
   bool shared = true;
   for (std::int64_t i = 0; i < count; i += phases) shared = shared && share_rows(problems + i, phases);
   if (!shared) phases = 1;

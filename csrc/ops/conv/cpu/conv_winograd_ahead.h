@@ -16,12 +16,12 @@
 namespace convnorm::conv {
 namespace {
 
-class SourceAhead {
+class WinogradAhead {
  public:
-  SourceAhead() = default;
+  WinogradAhead() = default;
 
   // For tiles [t0, t1), while those before them are multiplied.
-  SourceAhead(const Dense& d, const Grid& g, std::int64_t t0, std::int64_t t1) {
+  WinogradAhead(const Dense& d, const Grid& g, std::int64_t t0, std::int64_t t1) {
     const std::int64_t row_of_tiles = g.gap_h * g.columns;
     const std::int64_t begin = t0 + row_of_tiles, end = imin(g.tiles, t1 + row_of_tiles);
     if (begin >= end) return;

@@ -177,7 +177,7 @@ inline void weight_panel(const Dense& d, const WinogradPlan& p, std::int64_t pan
 // many vectors wide, start at u.
 inline void multiply(const WinogradPlan& p, Wanted wanted, const float* v, std::int64_t tiles,
                      std::int64_t e0, std::int64_t e1, const float* u, std::int64_t vectors, float* m,
-                     SourceAhead& ahead) {
+                     WinogradAhead& ahead) {
   TileBlock<float> block{};
   block.columns = 1;
   std::int64_t rows[kMostTiles];
@@ -263,7 +263,7 @@ inline void winograd_by_tiles(const WinogradPlan& p) {
           input_run(d, p.grid, run, p.slices.at(i), 0, d.red_c, work.strip,
                     p.inputs(work.v + i * p.slice_channels));
       });
-      SourceAhead ahead(d, p.grid, t1, t1 + p.block);
+      WinogradAhead ahead(d, p.grid, t1, t1 + p.block);
       for (std::int64_t k = 0; k < p.panels; ++k)
         for (std::int64_t j = 0; j < p.targets.count; ++j) {
           const float* weights = u + (j * p.panels + k) * p.u_panel();
@@ -298,7 +298,7 @@ inline void winograd_by_filters(const WinogradPlan& p) {
     });
     parallel_for(p.panels * p.targets.rows(), 1, [&](std::int64_t begin, std::int64_t end) {
       const WinogradWork work = make_work(p, true, true, false, true);
-      SourceAhead no_pixels;
+      WinogradAhead no_pixels;
       for (std::int64_t i = begin; i < end; ++i) {
         const std::int64_t k = i % p.panels, row = i / p.panels;
         for (std::int64_t j = 0; j < phases; ++j) {
