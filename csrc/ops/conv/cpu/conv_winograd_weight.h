@@ -13,9 +13,9 @@
 //         36 products over the chunk, 192 tiles at a time; gw (+)= G' M G
 //   gw of the parts are added in order
 //
-// A thread takes whole parts where there are as many as threads: what a core wrote stays in its own caches
-// (what another chip of the processor has to fetch takes several times as long). Else threads share V and W.
-// The sums are the same either way.
+// A thread takes whole parts where they are shared out evenly enough: what a core wrote stays in its own
+// caches (what another chip of the processor has to fetch takes several times as long). Else threads share V
+// and W. The sums are the same either way.
 //
 // grad_bias is summed from a 37th plane of W, the sums of the tiles of gradients.
 //
@@ -70,7 +70,8 @@ inline void cut_tiles(const Dense& d, WeightGradientPlan& p) {
     while (parts < kMostParts && p.grid.tiles >= 2 * parts * kLeastPart) parts *= 2;
   p.part = cut(p.grid.tiles, parts);
   p.parts = ceil_div(p.grid.tiles, p.part);
-  p.by_parts = p.parts > 1 && p.parts >= parallel_width();
+  const std::int64_t turns = ceil_div(p.parts, parallel_width()) * parallel_width();
+  p.by_parts = p.parts > 1 && 4 * turns <= 5 * p.parts;  // else threads would be idle for a fifth of the time
   const std::int64_t channels = p.slices.count() * ceil_div(d.red_c, kL) * kL + d.out_c;
   const std::int64_t tile = kPoints * sizeof(float) * channels;
   const std::int64_t most = imax(unit, imin(imax(kChunkBytes / tile, kLeastChunk), kMostChunkBytes / tile));
