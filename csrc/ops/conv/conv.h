@@ -158,8 +158,8 @@ const char* col2im_refusal(const Params& p);
 // Outputs of a tile along an axis: they read 6 inputs.
 constexpr int winograd_tile(std::int64_t taps) { return static_cast<int>(7 - taps); }
 
-// Tiles that are transformed and multiplied at a time are a multiple of kBlockTiles; up to kFewTiles, filters
-// are transformed where they are used.
+// Tiles are transformed and multiplied about kBlockTiles at a time, or a few times as many, dilated windows'
+// in multiples of it; up to kFewTiles, filters are transformed where they are used.
 inline constexpr std::int64_t kBlockTiles = 24, kFewTiles = 96;
 
 // Why a problem cannot, or had better not, be computed so; null when it should.

@@ -7,7 +7,7 @@
 // Two schedules, chosen by shape:
 //
 //   by tiles (many tiles):            U of all filters once, shared
-//     for task = 24 to 96 tiles:      V of the block, which stays in or near L2
+//     for task = 12 to 108 tiles:     V of the block, which stays in or near L2
 //       for panel of filters:         36 products (36 x 24 x 32 values), then the output transform
 //   by filters (few tiles, much U):   V of at most 144 tiles, shared
 //     for task = panel of filters:    for 256 input channels: U of the panel; 36 products added up
@@ -66,7 +66,7 @@ inline std::int64_t block_of_tiles(const WinogradPlan& p) {
   const std::int64_t room = kBlockBytes / std::int64_t(kPoints * sizeof(float) * kBlockTiles * p.v_row);
   const std::int64_t most = imax(1, imin(room, kMostBlocks)) * kBlockTiles, threads = parallel_width();
   const std::int64_t tasks = ceil_div(8 * p.grid.tiles, 9 * most * threads) * threads;
-  const std::int64_t unit = p.grid.gap_w == 1 ? 1 : kBlockTiles;  // groups of tiles stay together
+  const std::int64_t unit = cut_unit(p.grid);
   return imax(kRows, ceil_div(ceil_div(p.grid.tiles, tasks), unit) * unit);
 }
 

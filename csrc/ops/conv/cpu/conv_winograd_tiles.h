@@ -27,6 +27,9 @@ struct Grid {
   std::int64_t gap_h, gap_w;
 };
 
+// Tiles are cut in multiples of this: groups stay together.
+inline std::int64_t cut_unit(const Grid& g) { return g.gap_w == 1 ? 1 : kBlockTiles; }
+
 // Where tile i begins along an axis.
 inline std::int64_t corner(const Grid& g, std::int64_t i, std::int64_t gap) {
   return gap == 1 ? i * g.tile : i / gap * gap * g.tile + i % gap;

@@ -58,9 +58,9 @@ struct WeightGradientPlan {
   std::int64_t blocks() const { return w.count * column_blocks; }
 };
 
-// Parts and chunks of equal length.
-inline void cut_tiles(const Dense& d, WeightGradientPlan& p) {
-  const std::int64_t unit = p.grid.gap_w == 1 ? 1 : kBlockTiles;  // groups of tiles stay together
+// Parts and chunks of equal length, of tiles with so many channels of V and W.
+inline void cut_tiles(const Dense& d, std::int64_t channels, WeightGradientPlan& p) {
+  const std::int64_t unit = cut_unit(p.grid);
   const auto cut = [&](std::int64_t tiles, std::int64_t pieces) {
     return ceil_div(ceil_div(tiles, pieces), unit) * unit;
   };
@@ -72,7 +72,6 @@ inline void cut_tiles(const Dense& d, WeightGradientPlan& p) {
   p.parts = ceil_div(p.grid.tiles, p.part);
   const std::int64_t turns = ceil_div(p.parts, parallel_width()) * parallel_width();
   p.by_parts = p.parts > 1 && 4 * turns <= 5 * p.parts;  // else threads would be idle for a fifth of the time
-  const std::int64_t channels = p.slices.count() * ceil_div(d.red_c, kL) * kL + d.out_c;
   const std::int64_t tile = kPoints * sizeof(float) * channels;
   const std::int64_t most = imax(unit, imin(imax(kChunkBytes / tile, kLeastChunk), kMostChunkBytes / tile));
   p.chunk = cut(p.part, imax(1, (p.part + most / 2) / most));
@@ -85,7 +84,7 @@ inline WeightGradientPlan make_weight_gradient_plan(const Dense& d) {
   const std::int64_t slices = p.slices.count(), padded = ceil_div(d.red_c, kL) * kL;
   p.slice_channels = channels_of_slice(d, p.slices);
   p.terms = slices * p.slice_channels;
-  cut_tiles(d, p);
+  cut_tiles(d, slices * padded + d.out_c, p);
   // Smaller blocks where threads would have nothing to do.
   const std::int64_t threads = p.by_parts ? 1 : parallel_width();
   const std::int64_t rows = ceil_div(d.out_c, kRows), columns = ceil_div(p.terms, kPanel);
