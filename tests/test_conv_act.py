@@ -103,6 +103,7 @@ def test_as_accurate_as_torchs_three_steps(problem, arranged, dtype):
 
 SHAPES = {  # each kernel once: input, weight, groups
     "depthwise": ((2, 24, 15, 17), (24, 1, 3, 3), 24),
+    "depthwise, narrow": ((2, 5, 6, 7), (5, 1, 3, 3), 5),
     "winograd": ((2, 32, 14, 14), (32, 32, 3, 3), 1),
     "igemm": ((2, 40, 13, 11), (37, 40, 3, 2), 1),
     "grouped": ((2, 32, 9, 20), (32, 16, 3, 3), 2),

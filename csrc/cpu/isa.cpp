@@ -57,14 +57,20 @@ const char* name(Isa isa) {
   }
 }
 
-bool scatter_is_fast() {
+namespace {
+bool is_amd() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  return !__builtin_cpu_is("amd");
+  return __builtin_cpu_is("amd");
 #else
-  return true;
+  return false;
 #endif
 }
+}  // namespace
+
+bool scatter_is_fast() { return !is_amd(); }
+
+bool crossing_loads_are_fast() { return !is_amd(); }
 
 std::int64_t l2_bytes() {
 #if defined(_SC_LEVEL2_CACHE_SIZE)

@@ -11,6 +11,7 @@
 #include "ops/conv/cpu/conv_depthwise_strip.h"
 #include "ops/conv/cpu/conv_depthwise_planes.h"
 #include "ops/conv/cpu/conv_depthwise_weight.h"
+#include "ops/conv/cpu/conv_depthwise_rolling_weight.h"
 #include "ops/conv/cpu/conv_depthwise_weight_channels.h"
 #include "ops/conv/cpu/conv_depthwise_kernel.h"
 

@@ -26,6 +26,7 @@ inline void run_depthwise(const Dense* problems, std::int64_t count, std::int64_
 }
 
 inline void run_depthwise_by_weight(const Dense& d) {
+  if (weighs_rolling(d)) return run_weigh_rolling(d);
   dispatch(d.dtype, [&](auto tag) {
     using D = decltype(tag);
     channels_are_rows<compute_t<D>>(d) ? weigh_channels<D>(d) : weigh_planes<D>(d);
