@@ -101,7 +101,7 @@ def test_square_windows_of_stride_1(width, kernel, isa):
 @layouts
 @pytest.mark.parametrize(
     "shape, kernel, stride",
-    [((1, 1, 60, 50), 3, 1), ((4, 33, 20, 21), 5, 2), ((2, 9, 9, 300), 7, 1)],
+    [((1, 1, 60, 50), 3, 1), ((4, 33, 20, 21), 5, 2), ((2, 9, 9, 300), 7, 1), ((3, 17, 9, 7), 5, 1)],
     ids=str,
 )
 def test_same_bits_for_any_number_of_threads(shape, kernel, stride, layout, isa):

@@ -57,20 +57,14 @@ const char* name(Isa isa) {
   }
 }
 
-namespace {
-bool is_amd() {
+bool scatter_is_fast() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  return __builtin_cpu_is("amd");
+  return !__builtin_cpu_is("amd");
 #else
-  return false;
+  return true;
 #endif
 }
-}  // namespace
-
-bool scatter_is_fast() { return !is_amd(); }
-
-bool crossing_loads_are_fast() { return !is_amd(); }
 
 std::int64_t l2_bytes() {
 #if defined(_SC_LEVEL2_CACHE_SIZE)

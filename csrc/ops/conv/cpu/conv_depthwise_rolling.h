@@ -1,5 +1,6 @@
-// Depthwise convolution by 3x3, 5x5 and 7x7 windows of stride 1 with vectors along rows that are read where
-// they lie: NCHW, forward and by input. Only where loads may leave out lanes at no cost (AVX-512, float32).
+// Depthwise convolution by 3x3, 5x5 and (narrow planes) 7x7 windows of stride 1 with vectors along rows that
+// are read where they lie: NCHW, forward and by input. Only where loads may leave out lanes at no cost
+// (AVX-512, float32).
 //
 //   for plane, for 16 columns of it:             planes in parallel
 //     for each row y of the source, once:        the sums of K rows of outputs are in registers
@@ -8,8 +9,8 @@
 //       sum[K - 1] is complete and written, and sum[i] becomes sum[i + 1]
 //
 // A row is loaded K times for K * K products, and nothing is packed: what conv_depthwise_planes.h spends on
-// that is more than the products of 3x3 taps take. At 7x7 it is less than seven loads of each row on some
-// processors.
+// that is more than the products of 3x3 taps take. At 7x7 it is about as much as seven loads of each
+// row: wider planes than 8 columns go there.
 //
 // Planes of at most 8 columns go in pairs, one in each half of a vector: each half of a row is one masked
 // load, and a permutation moves it by a column. Weights are then vectors of two, made once for all images.
@@ -245,7 +246,7 @@ inline bool rolled_geometry(const Dense& d) {
 inline bool rolls(const Dense& problem) {
   const Dense d = ascending(problem);
   return rolled_geometry(d) && -d.axis[1].offset < d.axis[1].taps &&
-         (d.axis[1].taps < 7 || rolls_in_pairs(d) || crossing_loads_are_fast());
+         (d.axis[1].taps < 7 || rolls_in_pairs(d));
 }
 
 #else

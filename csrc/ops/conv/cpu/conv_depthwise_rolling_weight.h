@@ -50,9 +50,11 @@ template <int K, int J, class Rows, class Gout>
       }
       continue;
     }
+    vec<float> pixels[J];
+    for (int j = 0; j < J; ++j) pixels[j] = rows.pixels(j0 + j);
     for (int i = 0; i < K; ++i)  // a NaN counts only in the rows that read it
       if (r - i >= begin && r - i < end)
-        for (int j = 0; j < J; ++j) acc[i][j] += g[i] * rows.pixels(j0 + j);
+        for (int j = 0; j < J; ++j) acc[i][j] += g[i] * pixels[j];
   }
   for (int i = 0; i < K; ++i)
     for (int j = 0; j < J; ++j) sums[i * K + j0 + j] += acc[i][j];
