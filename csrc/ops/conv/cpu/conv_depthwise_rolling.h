@@ -227,9 +227,17 @@ void roll_planes(const Dense& problem) {
   });
 }
 
-inline void run_rolling(const Dense& d) {
+// f(K) for windows of K x K taps, K as a constant.
+template <class F>
+void with_window(const Dense& d, F&& f) {
   const std::int64_t taps = d.axis[1].taps;
-  taps == 3 ? roll_planes<3>(d) : taps == 5 ? roll_planes<5>(d) : roll_planes<7>(d);
+  if (taps == 3) return f(std::integral_constant<int, 3>{});
+  if (taps == 5) return f(std::integral_constant<int, 5>{});
+  f(std::integral_constant<int, 7>{});
+}
+
+inline void run_rolling(const Dense& d) {
+  with_window(d, [&](auto k) { roll_planes<k>(d); });
 }
 
 // Planes of one slice, square windows of 3, 5 or 7 taps at stride 1, pixels next to each other.

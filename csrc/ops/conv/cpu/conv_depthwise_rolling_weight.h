@@ -164,8 +164,7 @@ void weigh_rolling(const Dense& d) {
 }
 
 inline void run_weigh_rolling(const Dense& d) {
-  const std::int64_t taps = d.axis[1].taps;
-  taps == 3 ? weigh_rolling<3>(d) : taps == 5 ? weigh_rolling<5>(d) : weigh_rolling<7>(d);
+  with_window(d, [&](auto k) { weigh_rolling<k>(d); });
 }
 
 // Few planes are cut into strips instead, which all threads share.
