@@ -19,7 +19,7 @@ endif
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check
 CXX_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test test-models cuda-check bench results docs lint format clean check-python check-tools
+.PHONY: help demo test test-models cuda-check aarch64-check bench results docs lint format clean check-python check-tools
 .DEFAULT_GOAL := help
 
 help:
@@ -27,6 +27,7 @@ help:
 	@echo "make test     all tests"
 	@echo "make test-models  whole models of transformers, MONAI and diffusers, which it installs"
 	@echo "make cuda-check   what can be said of the CUDA kernels without a GPU; needs nvcc"
+	@echo "make aarch64-check  the kernels on another processor family, emulated; needs a cross compiler and qemu"
 	@echo "make bench    benchmarks against torch (BENCH='options of convnorm bench')"
 	@echo "make results  measures all that README and docs show, and writes the tables (RESULTS='options', --quick for one)"
 	@echo "make docs     the documentation site, in site/ (needs no build)"
@@ -94,6 +95,9 @@ $(STATE)/requirements-cuda: requirements-cuda.txt $(STATE)/requirements
 
 cuda-check: $(STATE)/build $(STATE)/requirements-cuda
 	@$(RUN) scripts/cuda_check.py $(CUDA_CHECK)
+
+aarch64-check: check-python
+	@$(PYTHON) scripts/aarch64_check.py
 
 bench: $(STATE)/build $(STATE)/requirements-dev
 	@$(RUN) -m convnorm bench $(BENCH)

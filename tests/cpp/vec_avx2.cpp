@@ -1,3 +1,4 @@
+#if defined(__x86_64__)
 #include "test.h"
 
 #include "cpu/target_avx2.h"
@@ -5,3 +6,4 @@
 #include "vec_test_body.h"
 
 void check_vec_avx2() { convnorm::check_vec(); }
+#endif

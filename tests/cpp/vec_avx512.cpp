@@ -1,3 +1,4 @@
+#if defined(__x86_64__)
 #include "test.h"
 
 #include "cpu/target_avx512.h"
@@ -5,3 +6,4 @@
 #include "vec_test_body.h"
 
 void check_vec_avx512() { convnorm::check_vec(); }
+#endif

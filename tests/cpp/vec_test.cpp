@@ -8,7 +8,9 @@ void check_vec_avx512();
 
 int main() {
   check_vec_generic();
+#if defined(__x86_64__)
   if (convnorm::supported_isa() >= convnorm::Isa::avx2) check_vec_avx2();
   if (convnorm::supported_isa() >= convnorm::Isa::avx512) check_vec_avx512();
+#endif
   return finish();
 }
