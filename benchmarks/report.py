@@ -9,84 +9,25 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import sets
-from text import ROOT, Row, details, figures, provenance, table, with_kind
+import targets
+from text import ROOT
 
 MARKS = {"layers": "benchmark", "networks": "networks"}  # the sets that README shows, and what its markers are called
-LEGEND = (
-    "torch's time / convnorm's time, geometric mean over the set; above 1 convnorm is faster. A row is a "
-    "win or a loss only where the spread of the race agrees; the last column is a median."
-)
-
-
-def summary(rows: list[Row]) -> list[str]:
-    head = [
-        "op",
-        "threads",
-        "contiguous",
-        "channels_last",
-        "better layout of each",
-        "win / even / loss",
-        "of ceiling",
-    ]
-    body = []
-    for (op, count), same in figures.grouped(rows, "op", "threads").items():
-        by_layout = {layout: figures.mean_ratio(part) for (layout,), part in figures.grouped(same, "layout").items()}
-        ceiling = statistics.median(r["ceiling_percent"] for r in same)
-        cells = [f"x{by_layout[layout]:.2f}" if layout in by_layout else "" for layout in head[2:4]]
-        better = f"x{figures.against_better_layout(same):.2f}"
-        counts = " / ".join(map(str, figures.verdict_counts(same)))
-        body.append([f"`{op}`", str(count), *cells, better, counts, f"{ceiling:.0f} %"])
-    return table(head, body)
-
-
-def loss_table(rows: list[Row]) -> list[str]:
-    lost = figures.losses(rows)
-    if not lost:
-        return ["convnorm loses no row of this set."]
-    body = [
-        [
-            f"`{r['op']}`",
-            f"{r['problem']} ({r['source']})",
-            r["layout"],
-            str(r["threads"]),
-            f"{r['us']:.0f}",
-            f"{r['torch_us']:.0f}",
-            f"x{r['ratio']:.2f}",
-        ]
-        for r in lost
-    ]
-    head = ["op", "problem", "layout", "threads", "us", "torch us", "ratio"]
-    title = f"Rows where convnorm loses ({len(lost)} of {len(rows)}), the worst first"
-    return details(title, table(head, body))
-
-
-def report(result: dict[str, Any]) -> str:
-    if sets.name(result) != "layers":
-        return sets.report(result)
-    rows = [with_kind(r) for r in result["rows"]]
-    lines = [
-        *provenance(result, rows),
-        "",
-        LEGEND,
-        "",
-        *summary(rows),
-        "",
-        *loss_table(rows),
-    ]
-    return "\n".join(lines)
-
-
 def newest(kind: str) -> dict[str, Any] | None:
     """The result of a set that was written last."""
+    return next((result for result in every() if sets.name(result) == kind), None)
+
+
+def every() -> Iterator[dict[str, Any]]:
+    """All results, the last one first."""
     files = sorted((ROOT / "benchmarks/results").glob("*.json"), key=lambda p: p.stat().st_mtime, reverse=True)
-    results = (json.loads(path.read_text()) for path in files)
-    return next((result for result in results if sets.name(result) == kind), None)
+    return (json.loads(path.read_text()) for path in files)
 
 
 def written(readme: str, mark: str, text: str) -> str:
@@ -96,6 +37,14 @@ def written(readme: str, mark: str, text: str) -> str:
         sys.exit(f"report: the README must have the markers {begin} and {end} once each")
     before, rest = readme.split(begin)
     return f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}"
+
+
+def write_targets(layers: dict[str, Any], readme: Path) -> None:
+    """With the newest results of the same processor that have peers and networks."""
+    same = [r for r in every() if r["machine"]["cpu"] == layers["machine"]["cpu"]]
+    others = [next((r for r in same if sets.name(r) == kind), None) for kind in ("peers", "networks")]
+    text = targets.report(layers, [other for other in others if other])
+    readme.write_text(written(readme.read_text(), "targets", text))
 
 
 def picture(result: dict[str, Any]) -> None:
@@ -123,9 +72,11 @@ def main() -> None:
     for result in results:
         mark = MARKS.get(sets.name(result))
         if options.print or mark is None:
-            print(report(result))
+            print(sets.report(result))
         else:
-            options.readme.write_text(written(options.readme.read_text(), mark, report(result)))
+            options.readme.write_text(written(options.readme.read_text(), mark, sets.report(result)))
+        if not options.print and sets.name(result) == "layers":
+            write_targets(result, options.readme)
 
 
 if __name__ == "__main__":

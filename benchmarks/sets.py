@@ -1,10 +1,63 @@
-"""The tables of results that are not the one of README: layers beside more peers than torch."""
+"""The tables of results: layers in a dtype, layers beside more peers than torch, networks, scaling."""
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 from text import Row, details, figures, provenance, table, with_kind
+
+LEGEND = (
+    "torch's time / convnorm's time, geometric mean over the set; above 1 convnorm is faster. A row is a "
+    "win or a loss only where the spread of the race agrees; the last column is a median."
+)
+
+
+def summary(rows: list[Row]) -> list[str]:
+    head = [
+        "op",
+        "threads",
+        "contiguous",
+        "channels_last",
+        "better layout of each",
+        "win / even / loss",
+        "of ceiling",
+    ]
+    body = []
+    for (op, count), same in figures.grouped(rows, "op", "threads").items():
+        by_layout = {layout: figures.mean_ratio(part) for (layout,), part in figures.grouped(same, "layout").items()}
+        ceiling = statistics.median(r["ceiling_percent"] for r in same)
+        cells = [f"x{by_layout[layout]:.2f}" if layout in by_layout else "" for layout in head[2:4]]
+        better = f"x{figures.against_better_layout(same):.2f}"
+        counts = " / ".join(map(str, figures.verdict_counts(same)))
+        body.append([f"`{op}`", str(count), *cells, better, counts, f"{ceiling:.0f} %"])
+    return table(head, body)
+
+
+def loss_table(rows: list[Row]) -> list[str]:
+    lost = figures.losses(rows)
+    if not lost:
+        return ["convnorm loses no row of this set."]
+    body = [
+        [
+            f"`{r['op']}`",
+            f"{r['problem']} ({r['source']})",
+            r["layout"],
+            str(r["threads"]),
+            f"{r['us']:.0f}",
+            f"{r['torch_us']:.0f}",
+            f"x{r['ratio']:.2f}",
+        ]
+        for r in lost
+    ]
+    head = ["op", "problem", "layout", "threads", "us", "torch us", "ratio"]
+    title = f"Rows where convnorm loses ({len(lost)} of {len(rows)}), the worst first"
+    return details(title, table(head, body))
+
+
+def layers(result: dict[str, Any], rows: list[Row]) -> list[str]:
+    return [LEGEND, "", *summary(rows), "", *loss_table(rows)]
+
 
 PEERS_LEGEND = (
     "A peer's time / convnorm's time in the same layout, geometric mean over its rows (won / even / lost); above 1 "
@@ -123,4 +176,5 @@ def scaling(result: dict[str, Any], rows: list[Row]) -> list[str]:
     return [SCALING_LEGEND, "", *table(head, body)]
 
 
-_TABLES = {"peers": peers, "networks": networks, "scaling": scaling}
+_TABLES = {"layers": layers, "bfloat16": layers, "float16": layers, "float64": layers, "peers": peers,
+           "networks": networks, "scaling": scaling}  # fmt: skip

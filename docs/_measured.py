@@ -16,7 +16,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import report  # noqa: E402
 import sets  # noqa: E402
 
 Row = dict[str, Any]
@@ -36,14 +35,16 @@ def results(kind: str = "layers") -> list[Result]:
 
 
 def machine(result: Result) -> tuple[Any, ...]:
-    return tuple(result["machine"][key] for key in ("cpu", "cores", "isa"))
+    """Results from before a processor's kernels for bfloat16 call its instruction set avx512."""
+    told = result["machine"]
+    return told["cpu"], told["cores"], "avx512" if told["isa"] in ("avx512bf16", "amx") else told["isa"]
 
 
 def newest(ops: list[str]) -> list[tuple[Result, list[Row]]]:
     """Per machine the newest result that has most of these ops; of all ops, where none is named."""
     found: dict[tuple[Any, ...], list[tuple[Result, list[Row]]]] = {}
     for result in results():
-        rows = [report.with_kind(row) for row in result["rows"] if not ops or of_ops(row, ops)]
+        rows = [sets.with_kind(row) for row in result["rows"] if not ops or of_ops(row, ops)]
         if rows:
             found.setdefault(machine(result), []).append((result, rows))
     return [max(several, key=lambda one: len({row["op"] for row in one[1]})) for several in found.values()]
@@ -63,12 +64,12 @@ def speed(what: str, page: str) -> str:
     for result, rows in measured:
         if len(measured) > 1:
             text += [f"**{result['machine']['cpu']}, {result['machine']['isa']}**", ""]
-        text += [*provenance(result, rows), report.LEGEND, "", *report.summary(rows), ""]
+        text += [*provenance(result, rows), sets.LEGEND, "", *sets.summary(rows), ""]
         if ops:
-            for (op,), same in report.figures.grouped(rows, "op").items():
+            for (op,), same in sets.figures.grouped(rows, "op").items():
                 text += [all_rows(op, same), ""]
         else:
-            text += [*report.loss_table(rows), ""]
+            text += [*sets.loss_table(rows), ""]
     return "\n".join(text).replace("<details>", '<details markdown="1">')
 
 
@@ -82,7 +83,7 @@ def other_set(what: str, page: str) -> str:
 
 
 def provenance(result: Result, rows: list[Row]) -> list[str]:
-    return [line for paragraph in report.provenance(result, rows) for line in (paragraph, "")]
+    return [line for paragraph in sets.provenance(result, rows) for line in (paragraph, "")]
 
 
 def all_rows(op: str, rows: list[Row]) -> str:
@@ -95,10 +96,10 @@ def all_rows(op: str, rows: list[Row]) -> str:
         times = [f"{r['us']:.0f}", f"{r['torch_us']:.0f}", f"x{r['ratio']:.2f}"]
         verdict = f'<span class="{r["verdict"]}">{r["verdict"]}</span>'
         body.append([name, r["layout"], str(r["threads"]), kernel, *times, verdict, f"{r['ceiling_percent']:.0f} %",
-                     report.figures.size(r.get("scratch_bytes"))])  # fmt: skip
-    won, even, lost = report.figures.verdict_counts(rows)
+                     sets.figures.size(r.get("scratch_bytes"))])  # fmt: skip
+    won, even, lost = sets.figures.verdict_counts(rows)
     title = f"{op}: all {len(rows)} rows ({won} won, {even} even, {lost} lost)"
-    return folded(title, report.table(head, body), "abstract")
+    return folded(title, sets.table(head, body), "abstract")
 
 
 def scratch(what: str, page: str) -> str:
@@ -107,14 +108,14 @@ def scratch(what: str, page: str) -> str:
     for result, rows in newest([]):
         told = [row for row in rows if "scratch_bytes" in row]
         body = []
-        for (op, threads), same in report.figures.grouped(told, "op", "threads").items():
+        for (op, threads), same in sets.figures.grouped(told, "op", "threads").items():
             most = max(same, key=lambda row: row["scratch_bytes"])
             share = f"{100 * most['scratch_bytes'] / most['bytes']:.0f} %"
-            body.append([f"`{op}`", str(threads), report.figures.size(most["scratch_bytes"]), share,
+            body.append([f"`{op}`", str(threads), sets.figures.size(most["scratch_bytes"]), share,
                          f"{most['problem']}, {most['layout']}"])  # fmt: skip
         if told:
             head = ["op", "threads", "work memory", "of the operands", "row"]
-            text += [report.provenance(result, rows)[0], "", *report.table(head, body), ""]
+            text += [sets.provenance(result, rows)[0], "", *sets.table(head, body), ""]
     return "\n".join(text) or "Not measured yet."
 
 
@@ -122,10 +123,10 @@ def errors(what: str, page: str) -> str:
     text = []
     for result, rows in newest([]):
         body = []
-        for (op, dtype), same in report.figures.grouped(rows, "op", "dtype").items():
+        for (op, dtype), same in sets.figures.grouped(rows, "op", "dtype").items():
             figures = [f(r[key] for r in same) for f in (statistics.median, max) for key in ("error", "torch_error")]
             cells = [f"{figure:.1e}" if figure else "0" for figure in figures]
             body.append([f"`{op}`", dtype, *cells])
         head = ["op", "dtype", "median", "torch's median", "largest", "torch's largest"]
-        text += [report.provenance(result, rows)[0], "", *report.table(head, body), ""]
+        text += [sets.provenance(result, rows)[0], "", *sets.table(head, body), ""]
     return "\n".join(text)

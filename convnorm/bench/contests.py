@@ -143,7 +143,8 @@ def max_unpool(problem: Problem, layout: str, dtype: torch.dtype) -> Iterator[Co
 def batch_norm(problem: Problem, layout: str, dtype: torch.dtype) -> Iterator[Contest]:
     x = random(problem.shapes[0], dtype, layout)
     c = x.shape[1]
-    operands = {"input": x, "weight": random((c,), dtype, layout), "bias": random((c,), dtype, layout)}
+    kept = torch.promote_types(dtype, torch.float32)  # parameters and statistics, as under autocast
+    operands = {"input": x, "weight": random((c,), kept, layout), "bias": random((c,), kept, layout)}
     mean, var = torch.zeros(c), torch.ones(c)
 
     def call(module: Any, training: bool, relu: bool) -> Callable[..., Tensor]:
