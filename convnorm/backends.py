@@ -15,12 +15,12 @@ from . import _C
 
 
 def isa() -> str:
-    """The instruction set in use: 'generic', 'avx2' or 'avx512'."""
+    """The instruction set in use: 'generic', 'avx2', 'avx512', 'avx512bf16' or 'amx'."""
     return _C.active_isa()
 
 
 def set_isa(name: str) -> None:
-    """Use another instruction set: 'auto', 'generic', 'avx2', 'avx512' (as the environment's CONVNORM_ISA).
+    """Use another instruction set, as the environment's CONVNORM_ISA does: 'auto' or one that :func:`isa` can give.
 
     For the whole process; :func:`using_isa` does it for a block.
 

@@ -28,7 +28,7 @@ py::dict build_info() {
   info["compiler"] = __VERSION__;
   info["cuda"] = convnorm::cuda::architectures ? convnorm::cuda::architectures() : "";
 #if defined(__x86_64__)
-  info["isas_built"] = std::vector<std::string>{"generic", "avx2", "avx512"};
+  info["isas_built"] = std::vector<std::string>{"generic", "avx2", "avx512", "avx512bf16", "amx"};
 #else
   info["isas_built"] = std::vector<std::string>{"generic"};
 #endif

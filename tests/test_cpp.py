@@ -60,7 +60,7 @@ def build_is_current():
 def sanitized(source):
     """Whether this file is compiled with sanitizers: all but the bodies of the other instruction sets."""
     isa = source.stem.rpartition("_")[2]
-    return isa not in ("generic", "avx2", "avx512") or isa == SANITIZED
+    return isa not in ("generic", "avx2", "avx512", "avx512bf16", "amx") or isa == SANITIZED
 
 
 def compiled(source, headers, first_flags=()):

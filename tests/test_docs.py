@@ -20,7 +20,7 @@ ROOMS = sorted(p.name for p in (ROOT / "csrc/ops").iterdir() if p.is_dir())
 
 def stem(kernel):
     """A kernel's name without its tile and instruction set."""
-    return re.sub(r"(_\d+x\d+)?_(avx512|avx2|generic)$", "", kernel)
+    return re.sub(r"(_\d+x\d+)?_(amx|avx512bf16|avx512|avx2|generic)$", "", kernel)
 
 
 def lists(page):

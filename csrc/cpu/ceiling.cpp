@@ -18,7 +18,7 @@ struct Loop {
 
 Loop active_loop() {
 #if defined(__x86_64__)
-  if (active_isa() == Isa::avx512) return {fma_loop_avx512, 16};
+  if (active_isa() >= Isa::avx512) return {fma_loop_avx512, 16};
   if (active_isa() == Isa::avx2) return {fma_loop_avx2, 8};
 #endif
   return {fma_loop_generic, 4};

@@ -5,7 +5,9 @@
 
 namespace convnorm {
 
-enum class Isa : int { generic = 0, avx2 = 1, avx512 = 2 };
+// Each has all of those before it. The last two, pairs of bfloat16 products in vectors and in tiles (AMX),
+// are for convolutions of bfloat16 only: all other kernels are those of avx512.
+enum class Isa : int { generic = 0, avx2 = 1, avx512 = 2, avx512bf16 = 3, amx = 4 };
 
 const char* name(Isa isa);
 
@@ -22,6 +24,6 @@ std::int64_t l2_bytes();
 // What is used: the widest supported one that has been proven on hardware, or what CONVNORM_ISA or set_isa
 // asked for. Asking for more than the processor has is an error.
 Isa active_isa();
-void set_isa(const char* name);  // "auto", "generic", "avx2", "avx512"
+void set_isa(const char* name);  // "auto", "generic", "avx2", "avx512", "avx512bf16", "amx"
 
 }  // namespace convnorm

@@ -36,13 +36,14 @@ inline std::int64_t count(const View5& v) { return v.n * v.c * v.size[0] * v.siz
 
 // A problem of any geometry that has an output; sizes stay small. Depthwise has one filter per channel, and
 // larger kernels.
-inline Params random_problem(Random& random, Pass pass, DType dtype, bool depthwise = false) {
+inline Params random_problem(Random& random, Pass pass, DType dtype, bool depthwise = false,
+                             std::int64_t most_channels = 9) {
   Params p{};
   p.pass = pass;
   p.dtype = dtype;
   p.groups = depthwise ? random(1, 40) : random(1, 3);
-  const std::int64_t c = depthwise ? p.groups : p.groups * random(1, 9);
-  const std::int64_t k = depthwise ? p.groups : p.groups * random(1, 18), n = random(1, 3);
+  const std::int64_t c = depthwise ? p.groups : p.groups * random(1, most_channels);
+  const std::int64_t k = depthwise ? p.groups : p.groups * random(1, 2 * most_channels), n = random(1, 3);
   std::array<std::int64_t, 5> in{n, c, 1, 1, 1}, out{n, k, 1, 1, 1}, filter{k, c / p.groups, 1, 1, 1};
   for (int d = static_cast<int>(random(0, 2)); d < kSpatial; ++d) {
     Window& w = p.window;

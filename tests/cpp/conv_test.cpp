@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "conv_problems.h"
@@ -130,22 +132,47 @@ Buffer<T> integers(Random& random, std::int64_t n) {
   return v;
 }
 
-// Each kernel writes what the definition says: exactly, for integers; by one thread and by three.
+// Values as they are stored: bfloat16 is rounded to nearest even, and compared by its bits.
+template <class Stored, class T>
+Stored as(T x) {
+  if constexpr (std::is_same_v<Stored, T>) {
+    return x;
+  } else {
+    std::uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    return {static_cast<std::uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+  }
+}
+template <class Stored, class T>
+Buffer<Stored> as(const Buffer<T>& values) {
+  Buffer<Stored> stored(values.size());
+  for (std::size_t i = 0; i < values.size(); ++i) stored[i] = as<Stored>(values[i]);
+  return stored;
+}
 template <class T>
-void check_kernels(DType dtype, int trials, bool depthwise = false) {
+bool same(const Buffer<T>& a, const Buffer<T>& b) {
+  return std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
+}
+
+// Each kernel writes what the definition says: exactly, for integers; by one thread and by three.
+template <class T, class Stored = T>
+void check_kernels(DType dtype, int trials, bool depthwise = false, std::int64_t channels = 9) {
   Random random;
   for (int trial = 0; trial < trials; ++trial)
     for (Pass pass : {Pass::forward, Pass::by_input, Pass::by_weight}) {
-      Params p = random_problem(random, pass, dtype, depthwise);
+      Params p = random_problem(random, pass, dtype, depthwise, channels);
       Buffer<T> input = integers<T>(random, count(p.input)), output = integers<T>(random, count(p.output));
       Buffer<T> weight = integers<T>(random, weight_count(p)), bias = integers<T>(random, p.output.c);
-      p.input.data = input.data();
-      p.output.data = output.data();
-      p.weight.data = weight.data();
-      p.bias = pass == Pass::by_input || random(0, 1) ? nullptr : bias.data();
+      Buffer<Stored> operands[] = {as<Stored>(input), as<Stored>(output), as<Stored>(weight)};
+      p.input.data = operands[0].data();
+      p.output.data = operands[1].data();
+      p.weight.data = operands[2].data();
+      Buffer<Stored> stored_bias = as<Stored>(bias);
+      p.bias = pass == Pass::by_input || random(0, 1) ? nullptr : stored_bias.data();
       const Buffer<T> residual = integers<T>(random, count(p.output));
+      const Buffer<Stored> stored_residual = as<Stored>(residual);
       if (pass == Pass::forward) {
-        p.residual = random(0, 1) ? residual.data() : nullptr;
+        p.residual = random(0, 1) ? stored_residual.data() : nullptr;
         p.relu = random(0, 1);
       }
       const Buffer<T>& written = pass == Pass::forward ? output : pass == Pass::by_input ? input : weight;
@@ -177,18 +204,19 @@ void check_kernels(DType dtype, int trials, bool depthwise = false) {
         if (kernel.device != DeviceKind::cpu || kernel.isa > supported_isa() ||
             (kernel.refuse && kernel.refuse(p)))
           continue;
-        Buffer<T> got(want.size());
+        Buffer<Stored> got(want.size());
         Params q = p;
         (pass == Pass::forward    ? q.output.data
          : pass == Pass::by_input ? q.input.data
                                   : q.weight.data) = got.data();
         for (int threads : {1, 3}) {
           test_threads = threads;
-          std::fill(got.begin(), got.end(), T(99));
+          std::fill(got.begin(), got.end(), as<Stored>(T(99)));
           kernel.run(q);
-          EXPECT(got == want, "%s, pass %d, trial %d, %d threads", kernel.name, int(pass), trial, threads);
-          EXPECT(!p.bias || bias == want_bias, "bias of %s, pass %d, trial %d", kernel.name, int(pass),
-                 trial);
+          EXPECT(same(got, as<Stored>(want)), "%s, pass %d, trial %d, %d threads", kernel.name, int(pass),
+                 trial, threads);
+          EXPECT(!p.bias || same(stored_bias, as<Stored>(want_bias)), "bias of %s, pass %d, trial %d",
+                 kernel.name, int(pass), trial);
         }
       }
     }
@@ -302,6 +330,8 @@ int main() {
   set_winograd(false);  // what follows is exact
   check_kernels<float>(DType::f32, 30);
   check_kernels<double>(DType::f64, 10);
+  check_kernels<float, bf16>(DType::bf16, 20);
+  check_kernels<float, bf16>(DType::bf16, 20, false, 40);
   check_kernels<float>(DType::f32, 60, true);
   check_kernels<double>(DType::f64, 20, true);
   return finish();

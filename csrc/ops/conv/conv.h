@@ -184,6 +184,23 @@ extern const Winograd winograd_avx2;
 extern const Winograd winograd_avx512;
 #endif
 
+// --- tiles of bfloat16 products, where the processor has them, as AMX's tiles or as AVX-512's pairs
+// (cpu/conv_tiles_*)
+
+// Why a problem is not computed so; null when it is.
+const char* tiles_refusal(const Params& p);
+
+struct Tiles {
+  void (*run)(const Dense&);
+  DensePacking packing;  // of run
+  void (*by_input)(const Params&);
+  void (*by_weight)(const Dense&);
+};
+#if defined(__x86_64__)
+extern const Tiles tiles_avx512bf16;
+extern const Tiles tiles_amx;
+#endif
+
 // --- depthwise: a filter per channel, so nothing is summed over channels (cpu/conv_depthwise_*)
 // ---------------
 

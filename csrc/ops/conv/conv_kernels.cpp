@@ -4,6 +4,7 @@
 
 #include "common/registry.h"
 #include "ops/conv/conv.h"
+#include "ops/conv/conv_about.h"
 #include "ops/conv/cuda/conv_problem.h"
 
 namespace convnorm::conv {
@@ -60,24 +61,6 @@ void run_depthwise(const Params& p) {
   if (p.pass == Pass::by_weight) return kDepthwise->by_weight(forward_problem(p));
   run_together(p, kDepthwise->run);
 }
-
-constexpr const char* kAboutDepthwise =
-    "vectors of channels (channels_last) or of columns, 7 outputs in registers over all taps";
-constexpr const char* kAboutGrouped =
-    "few channels per group: 12 pixels of packed rows by a vector of filters in registers";
-constexpr const char* kAboutGroupedWeight =
-    "few channels per group: 4 filters x 3 taps in registers over the pixels of packed rows";
-constexpr const char* kAboutCol2im =
-    "few channels: products with all taps of a window at once, added up where the window lies";
-constexpr const char* kAboutWinograd =
-    "36 products per tile of outputs: 4x4 of 3x3 windows (in place of 144), 3x3 of 4x4, 2x2 of 5x5 (100); "
-    "a strided window as windows of stride 1 over its phases";
-constexpr const char* kAboutFolded =
-    "a strided window over few channels as one of stride 1 over more of them, then Winograd";
-constexpr const char* kAbout = "patches packed per block, register-tiled FMA; the im2col matrix never exists";
-constexpr const char* kAboutTurned = "small images of planes, turned to channels_last and back";
-constexpr const char* kReference =
-    "patches as a matrix in memory, plain loops, double sums: the readable reference";
 
 template <const Igemm* kIgemm>
 void run_grouped(const Params& p) {
@@ -136,6 +119,23 @@ constexpr Kernel kGroupedWeightRows[] = {
      run_grouped<&igemm_generic>},
 };
 
+template <const Tiles* kTiles>
+void run_tiles(const Params& p) {
+  if (p.pass == Pass::by_input) return kTiles->by_input(p);
+  if (p.pass == Pass::by_weight) return kTiles->by_weight(forward_problem(p));
+  kTiles->run(forward_problem(p));
+}
+
+#if defined(__x86_64__)
+constexpr std::array<Kernel, 2> kTilesRows = {
+    {{"conv_tiles_32x32_amx", kAboutTiles, Isa::amx, tiles_refusal, run_tiles<&tiles_amx>, DeviceKind::cpu,
+      nullptr, &kDensePacking<&tiles_amx>},
+     {"conv_tiles_8x32_avx512bf16", kAboutPairs, Isa::avx512bf16, tiles_refusal, run_tiles<&tiles_avx512bf16>,
+      DeviceKind::cpu, nullptr, &kDensePacking<&tiles_avx512bf16>}}};
+#else
+constexpr std::array<Kernel, 0> kTilesRows;
+#endif
+
 constexpr Kernel kDepthwiseRows[] = {
 #if defined(__x86_64__)
     {"conv_depthwise_avx512", kAboutDepthwise, Isa::avx512, depthwise_refusal,
@@ -181,8 +181,6 @@ constexpr Kernel kAnyRows[] = {
     {"conv_im2col", kReference, Isa::generic, nullptr, kReferenceRun},
 };
 
-constexpr const char* kAboutCudaDirect = "few channels per group: one element of the result per thread";
-constexpr const char* kAboutCudaTile = "tiles of 64 x 64 in 4 x 4 per thread, gathered into shared memory";
 constexpr Kernel kCudaDirect = {"conv_direct_cuda", kAboutCudaDirect, Isa::generic,
                                 direct_refusal,     direct_cuda,      DeviceKind::cuda};
 constexpr Kernel kCudaRows[] = {
@@ -192,9 +190,14 @@ constexpr Kernel kCudaWeightRows[] = {kCudaDirect,
                                       {"conv_igemm_64x64_cuda", kAboutCudaTile, Isa::generic, cuda_refusal,
                                        igemm_weight_cuda, DeviceKind::cuda, weight_workspace}};
 
-template <std::size_t... kRows>
-constexpr auto join(const Kernel (&... lists)[kRows]) {
-  std::array<Kernel, (kRows + ...)> all{};
+template <class List>
+inline constexpr std::size_t kRowsOf = std::extent_v<List>;
+template <std::size_t kRows>
+inline constexpr std::size_t kRowsOf<std::array<Kernel, kRows>> = kRows;
+
+template <class... Lists>
+constexpr auto join(const Lists&... lists) {
+  std::array<Kernel, (kRowsOf<Lists> + ...)> all{};
   std::size_t n = 0;
   const auto append = [&](const auto& list) {
     for (const Kernel& row : list) all[n++] = row;
@@ -203,11 +206,11 @@ constexpr auto join(const Kernel (&... lists)[kRows]) {
   return all;
 }
 
-constexpr auto kForward = join(kDepthwiseRows, kFoldedRows, kWinogradRows, kGroupedRows, kTurnedRows,
-                               kAnyRows<im2col_forward>, kCudaRows);
-constexpr auto kByInput = join(kDepthwiseRows, kFoldedRows, kWinogradRows, kGroupedRows, kCol2imRows,
-                               kTurnedRows, kAnyRows<im2col_by_input>, kCudaRows);
-constexpr auto kByWeight = join(kDepthwiseRows, kFoldedRows, kWinogradRows, kGroupedWeightRows,
+constexpr auto kForward = join(kDepthwiseRows, kTilesRows, kFoldedRows, kWinogradRows, kGroupedRows,
+                               kTurnedRows, kAnyRows<im2col_forward>, kCudaRows);
+constexpr auto kByInput = join(kDepthwiseRows, kTilesRows, kFoldedRows, kWinogradRows, kGroupedRows,
+                               kCol2imRows, kTurnedRows, kAnyRows<im2col_by_input>, kCudaRows);
+constexpr auto kByWeight = join(kDepthwiseRows, kTilesRows, kFoldedRows, kWinogradRows, kGroupedWeightRows,
                                 kAnyRows<im2col_by_weight>, kCudaWeightRows);
 
 }  // namespace

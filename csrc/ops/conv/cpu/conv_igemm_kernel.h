@@ -17,7 +17,7 @@
 // Tiles whose destination cannot be written as whole vectors (16-bit storage, ends of images, strided
 // gradients) live in a buffer of the compute type until the last block and are written from there.
 //
-// Include after conv_igemm_pixels.h and conv_igemm_channels.h.
+// Include after conv_phases.h, conv_igemm_pixels.h and conv_igemm_channels.h.
 #pragma once
 
 namespace convnorm::conv {
@@ -204,26 +204,7 @@ void run_gemm(const Dense& d) {
   dispatch(d.dtype, [&](auto tag) { gemm<decltype(tag)>(d); });
 }
 
-// A window that is narrower than its stride leaves phases of the gradient without a tap. They are zeros, and
-// all of the result is, in one go, before the other phases are written: pixel by pixel zeros took as long as
-// the sums.
-inline void clear_result(const Params& p) {
-  constexpr std::int64_t kPiece = 64 << 10;
-  const std::int64_t size = p.input.n * p.input.c * pixels(p.input) * bytes(p.dtype);
-  parallel_for(ceil_div(size, kPiece), 4, [&](std::int64_t begin, std::int64_t end) {
-    const std::int64_t from = begin * kPiece, to = imin(size, end * kPiece);
-    std::memset(static_cast<char*>(p.input.data) + from, 0, static_cast<std::size_t>(to - from));
-  });
-}
-
-// By input, a problem per phase of the stride.
-void run_by_input(const Params& p) {
-  const std::vector<Dense> problems = by_input_problems(p);
-  const auto has_taps = [](const Dense& d) { return tap_count(d) > 0; };
-  if (!std::all_of(problems.begin(), problems.end(), has_taps)) clear_result(p);
-  for (const Dense& d : problems)
-    if (has_taps(d)) run_gemm(d);
-}
+void run_by_input(const Params& p) { each_phase(p, run_gemm); }
 
 std::int64_t gemm_packed_bytes(const Dense& d) {
   std::int64_t bytes = 0;
