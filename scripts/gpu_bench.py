@@ -25,6 +25,7 @@ CALLS, REPLAYS, COLD = 10, 30, 150 << 20
 NORMS = [  # (n, c, h): ResNet-50 and VGG
     (256, 64, 112), (256, 256, 56), (256, 64, 56), (256, 512, 28), (256, 1024, 14), (64, 256, 14), (32, 2048, 7),
 ]  # fmt: skip
+SHARES = [(256, 2048, 7, 1), (256, 512, 14, 7), (64, 256, 56, 7)]  # adaptive: (n, c, h, output size)
 POOLS = [(256, 64, 112, 3, 2, 1), (64, 64, 224, 2, 2, 0), (128, 192, 28, 3, 1, 1), (256, 2048, 7, 7, 1, 0)]
 CONVS = [(64, 64, 64, 56, 3, 1), (64, 64, 256, 56, 1, 1), (64, 256, 256, 14, 3, 1), (64, 3, 64, 224, 7, 2)]
 ops = torch.ops.convnorm
@@ -196,6 +197,36 @@ def pool_rows(t: Tensors, n: int, c: int, h: int, k: int, s: int, p: int) -> dic
     return {"max_pool": (forward, least), "max_pool_backward": (backward, least)}
 
 
+def index_rows(t: Tensors, n: int, c: int, h: int, o: int) -> dict[str, tuple[dict[str, Any], int]]:
+    """Adaptive max pooling and un-pooling, which keep torch's indices."""
+    aten, sizes = torch.ops.aten, [o, o]
+    channels_last = t.layout == torch.channels_last
+
+    def saved() -> tuple:
+        x = t.image(n, c, h, h)
+        y, indices = ops.adaptive_max_pool_forward(x, sizes, True)
+        return x, y, indices
+
+    sets = t.sets(saved)
+    passes = {
+        "adaptive_max_pool": (
+            lambda x, y, i: ops.adaptive_max_pool_forward(x, sizes, True),
+            lambda x, y, i: aten.adaptive_max_pool2d(x, sizes),
+        ),
+        "adaptive_max_pool_backward": (
+            lambda x, y, i: ops.adaptive_max_pool_backward(y, i, list(x.shape), channels_last),
+            lambda x, y, i: aten.adaptive_max_pool2d_backward(y, x, i),
+        ),
+        "max_unpool": (
+            lambda x, y, i: ops.max_unpool_forward(y, i, [h, h]),
+            lambda x, y, i: aten.max_unpool2d(y, i, [h, h]),
+        ),
+    }
+    size = t.image(1).element_size()
+    least = n * c * (h * h * size + o * o * (size + 8))
+    return {name: ({"ours": (ours, sets), "eager": (eager, sets)}, least) for name, (ours, eager) in passes.items()}
+
+
 def conv_rows(t: Tensors, n: int, c: int, k: int, h: int, r: int, s: int) -> dict[str, tuple[dict[str, Any], int]]:
     pad, o = r // 2, (h + 2 * (r // 2) - r) // s + 1
     w = t.image(k, c, r, r)
@@ -228,8 +259,8 @@ def conv_rows(t: Tensors, n: int, c: int, k: int, h: int, r: int, s: int) -> dic
 def problems(rehearse: bool) -> list[tuple[str, str, torch.dtype, torch.memory_format, Call]]:
     """(shape, layout, dtype, format, tensors -> rows), the most important first."""
     last, rows = torch.channels_last, []
-    tiny = [(2, 8, 5)], [(2, 8, 9, 3, 2, 1)], [(1, 4, 4, 6, 3, 2)]
-    norms, pools, convs = tiny if rehearse else (NORMS, POOLS, CONVS)  # type: ignore[assignment]
+    tiny = [(2, 8, 5)], [(2, 8, 9, 3, 2, 1)], [(2, 8, 7, 2)], [(1, 4, 4, 6, 3, 2)]
+    norms, pools, shares, convs = tiny if rehearse else (NORMS, POOLS, SHARES, CONVS)  # type: ignore[assignment]
     for layout, fmt in (("channels_last", last), ("contiguous", torch.contiguous_format)):
         for dtype in (torch.bfloat16, torch.float32):
             for shape in norms:
@@ -237,6 +268,7 @@ def problems(rehearse: bool) -> list[tuple[str, str, torch.dtype, torch.memory_f
                     make = lambda t, a=(*shape, residual): norm_rows(t, *a)  # noqa: E731
                     rows.append((f"{shape}", layout, dtype, fmt, make))
             rows += [(f"{a}", layout, dtype, fmt, lambda t, a=a: pool_rows(t, *a)) for a in pools]
+            rows += [(f"{a}", layout, dtype, fmt, lambda t, a=a: index_rows(t, *a)) for a in shares]
             rows += [(f"{a}", layout, dtype, fmt, lambda t, a=a: conv_rows(t, *a)) for a in convs]
     return rows
 

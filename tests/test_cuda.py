@@ -11,7 +11,8 @@ from tests.specs import DTYPES, cast, evaluate
 
 CUDA = torch.cuda.is_available() and bool(convnorm._C.build_info()["cuda"])
 SERVED = (
-    "adaptive_avg_pool", "avg_pool", "batch_norm", "conv", "conv_transpose", "group_norm", "layer_norm", "max_pool"
+    "adaptive_avg_pool", "adaptive_max_pool", "avg_pool", "batch_norm", "conv", "conv_transpose", "group_norm",
+    "layer_norm", "max_pool", "max_unpool",
 )  # fmt: skip
 
 pytestmark = pytest.mark.skipif(not CUDA, reason="no GPU, or convnorm was built without CUDA")
@@ -138,6 +139,19 @@ def test_devices_are_not_mixed():
         CF.conv2d(x, filters.cpu())
     with pytest.raises(RuntimeError, match="same device"):
         CF.batch_norm(x, None, None, weight.cpu(), bias, training=True)
+
+
+def test_unpooling_shows_an_index_outside_the_plane():
+    """An error would have to wait for the device: the plane is NaN, the others are as they should be."""
+    x = torch.rand(2, 3, 2, 2, device="cuda")
+    indices = torch.tensor([0, 5, 10, 15], device="cuda").view(1, 1, 2, 2).repeat(2, 3, 1, 1)
+    want = CF.max_unpool2d(x, indices, 2, output_size=(4, 4))
+    for bad in (-1, 16, 1 << 40):
+        indices[1, 1, 0, 0] = bad
+        found = CF.max_unpool2d(x, indices, 2, output_size=(4, 4))
+        assert found[1, 1].isnan().all()
+        found[1, 1] = want[1, 1]
+        assert torch.equal(found, want)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])

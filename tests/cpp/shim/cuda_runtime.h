@@ -51,6 +51,8 @@ extern std::uint64_t seed;
 extern std::int64_t launches;
 void run_grid(dim3 grid, dim3 block, const std::function<void()>& kernel);
 void wait_for_block();
+// Whether any thread of the block says so; a barrier as well.
+bool any_of_block(bool mine);
 // Every lane of the warp gives a word and gets that of `lane`.
 std::uint64_t exchange(std::uint64_t word, int lane);
 int lane();
@@ -65,6 +67,17 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
 }
 
 inline void __syncthreads() { shim::wait_for_block(); }
+inline int __syncthreads_or(int mine) { return shim::any_of_block(mine != 0); }
+inline int atomicMin(int* at, int value) {
+  const int before = *at;
+  if (value < before) *at = value;
+  return before;
+}
+inline int atomicMax(int* at, int value) {
+  const int before = *at;
+  if (value > before) *at = value;
+  return before;
+}
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
   std::uint64_t word = 0;

@@ -180,6 +180,17 @@ int lane() { return current % kWarp; }
 
 void wait_for_block() { wait_at(block); }
 
+bool any_of_block(bool mine) {
+  static bool any = false;
+  any = any || mine;
+  wait_at(block);
+  const bool all_said = any;
+  wait_at(block);
+  any = false;
+  wait_at(block);
+  return all_said;
+}
+
 std::uint64_t exchange(std::uint64_t word, int lane) {
   Barrier& warp = warps[current / kWarp];
   const int from = current / kWarp * kWarp + lane;
