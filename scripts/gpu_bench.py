@@ -28,6 +28,8 @@ NORMS = [  # (n, c, h): ResNet-50 and VGG
 SHARES = [(256, 2048, 7, 1), (256, 512, 14, 7), (64, 256, 56, 7)]  # adaptive: (n, c, h, output size)
 POOLS = [(256, 64, 112, 3, 2, 1), (64, 64, 224, 2, 2, 0), (128, 192, 28, 3, 1, 1), (256, 2048, 7, 7, 1, 0)]
 CONVS = [(64, 64, 64, 56, 3, 1), (64, 64, 256, 56, 1, 1), (64, 256, 256, 14, 3, 1), (64, 3, 64, 224, 7, 2)]
+# (n, c, h, r, stride)
+DEPTHWISE = [(128, 96, 56, 7, 1), (256, 144, 56, 3, 2), (256, 576, 14, 3, 1), (256, 32, 112, 3, 1)]
 ops = torch.ops.convnorm
 Call = Callable[..., Any]
 
@@ -227,21 +229,26 @@ def index_rows(t: Tensors, n: int, c: int, h: int, o: int) -> dict[str, tuple[di
     return {name: ({"ours": (ours, sets), "eager": (eager, sets)}, least) for name, (ours, eager) in passes.items()}
 
 
-def conv_rows(t: Tensors, n: int, c: int, k: int, h: int, r: int, s: int) -> dict[str, tuple[dict[str, Any], int]]:
+def conv_rows(
+    t: Tensors, n: int, c: int, k: int, h: int, r: int, s: int, groups: int = 1
+) -> dict[str, tuple[dict[str, Any], int]]:
     pad, o = r // 2, (h + 2 * (r // 2) - r) // s + 1
-    w = t.image(k, c, r, r)
+    w = t.image(k, c // groups, r, r)
     sets = t.sets(lambda: (t.image(n, c, h, h), t.image(n, k, o, o)))
-    geometry = [s, s], [pad] * 4, [1, 1], 1
+    geometry = [s, s], [pad] * 4, [1, 1], groups
 
     def eager_back(x: torch.Tensor, g: torch.Tensor, mask: list[bool]) -> Any:
         return torch.ops.aten.convolution_backward(
-            g, x, w, None, [s, s], [pad, pad], [1, 1], False, [0, 0], 1, mask
+            g, x, w, None, [s, s], [pad, pad], [1, 1], False, [0, 0], groups, mask
         )
 
     size = t.image(1).element_size()
-    least = size * (n * c * h * h + n * k * o * o + k * c * r * r)
+    least = size * (n * c * h * h + n * k * o * o + w.numel())
     passes = {
-        "conv": (lambda x, g: ops.conv_forward(x, w, None, *geometry), lambda x, g: F.conv2d(x, w, None, s, pad)),
+        "conv": (
+            lambda x, g: ops.conv_forward(x, w, None, *geometry),
+            lambda x, g: F.conv2d(x, w, None, s, pad, 1, groups),
+        ),
         "conv_by_input": (
             lambda x, g: ops.conv_by_input(g, w, list(x.shape), *geometry),
             lambda x, g: eager_back(x, g, [True, False, False]),
@@ -251,16 +258,23 @@ def conv_rows(t: Tensors, n: int, c: int, k: int, h: int, r: int, s: int) -> dic
             lambda x, g: eager_back(x, g, [False, True, False]),
         ),
     }
+    stem = "conv" if groups == 1 else "conv_depthwise"
     return {
-        name: ({"ours": (ours, sets), "eager": (eager, sets)}, least) for name, (ours, eager) in passes.items()
+        name.replace("conv", stem): ({"ours": (ours, sets), "eager": (eager, sets)}, least)
+        for name, (ours, eager) in passes.items()
     }
+
+
+def depthwise_rows(t: Tensors, n: int, c: int, h: int, r: int, s: int) -> dict[str, tuple[dict[str, Any], int]]:
+    return conv_rows(t, n, c, c, h, r, s, groups=c)
 
 
 def problems(rehearse: bool) -> list[tuple[str, str, torch.dtype, torch.memory_format, Call]]:
     """(shape, layout, dtype, format, tensors -> rows), the most important first."""
     last, rows = torch.channels_last, []
-    tiny = [(2, 8, 5)], [(2, 8, 9, 3, 2, 1)], [(2, 8, 7, 2)], [(1, 4, 4, 6, 3, 2)]
-    norms, pools, shares, convs = tiny if rehearse else (NORMS, POOLS, SHARES, CONVS)  # type: ignore[assignment]
+    tiny = [(2, 8, 5)], [(2, 8, 9, 3, 2, 1)], [(2, 8, 7, 2)], [(1, 4, 4, 6, 3, 2)], [(1, 8, 6, 3, 1)]
+    usual = NORMS, POOLS, SHARES, CONVS, DEPTHWISE
+    norms, pools, shares, convs, depthwise = tiny if rehearse else usual  # type: ignore[assignment]
     for layout, fmt in (("channels_last", last), ("contiguous", torch.contiguous_format)):
         for dtype in (torch.bfloat16, torch.float32):
             for shape in norms:
@@ -270,6 +284,7 @@ def problems(rehearse: bool) -> list[tuple[str, str, torch.dtype, torch.memory_f
             rows += [(f"{a}", layout, dtype, fmt, lambda t, a=a: pool_rows(t, *a)) for a in pools]
             rows += [(f"{a}", layout, dtype, fmt, lambda t, a=a: index_rows(t, *a)) for a in shares]
             rows += [(f"{a}", layout, dtype, fmt, lambda t, a=a: conv_rows(t, *a)) for a in convs]
+            rows += [(f"{a}", layout, dtype, fmt, lambda t, a=a: depthwise_rows(t, *a)) for a in depthwise]
     return rows
 
 

@@ -14,7 +14,7 @@ import pytest
 from tests.test_cpp import BUILD, COMMON, CPP, ROOT, SANITIZE, compiled, newest_header, run
 
 TESTS = sorted((CPP / "cuda").glob("*_test.cpp"))
-ROOMS = {"adaptive_max_pool": "max_pool"}  # of tests that carry another name
+ROOMS = {"adaptive_max_pool": "max_pool", "conv_depthwise": "conv"}  # of tests that carry another name
 REFERENCES = {  # what a test's kernels are compared with
     "adaptive_max_pool": ["cpu/adaptive_max_pool_direct.cpp", "cpu/max_pool_indices.cpp"],
     "batch_norm": ["cpu/batch_norm_reference.cpp"],
@@ -23,6 +23,7 @@ REFERENCES = {  # what a test's kernels are compared with
     "max_pool": ["cpu/max_pool_direct.cpp"],
     "avg_pool": ["cpu/avg_pool_direct.cpp"],
     "conv": ["cpu/conv_im2col.cpp", "conv_geometry.cpp"],
+    "conv_depthwise": ["cpu/conv_im2col.cpp", "conv_geometry.cpp"],
 }
 ALSO = {"group_norm": ["batch_norm"]}  # rooms whose kernels it uses
 
