@@ -142,6 +142,21 @@ def test_devices_are_not_mixed():
         CF.batch_norm(x, None, None, weight.cpu(), bias, training=True)
 
 
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("channels", [64, 33])
+@pytest.mark.parametrize("shortcut", [False, True])
+def test_batch_norm_of_one_kernel_has_the_bits_of_two_passes(dtype, channels, shortcut):
+    """So it does not matter that its choice depends on the device's shared memory."""
+    x, residual = (torch.randn(16, channels, 28, 28, device="cuda", dtype=dtype) + 3 for _ in range(2))
+    x, residual = (t.contiguous(memory_format=torch.channels_last) for t in (x, residual))
+    weight, bias = (torch.randn(channels, device="cuda", dtype=dtype) for _ in range(2))
+    arguments, found = (x, weight, bias, residual if shortcut else None, 1e-5, True), []
+    for kernel in ("batch_norm_resident_cuda", "batch_norm_rows_cuda"):
+        with convnorm.backends.force(batch_norm_train=kernel):
+            found.append(torch.ops.convnorm.batch_norm_train(*arguments))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_unpooling_shows_an_index_outside_the_plane():
     """An error would have to wait for the device: the plane is NaN, the others are as they should be."""
     x = torch.rand(2, 3, 2, 2, device="cuda")
