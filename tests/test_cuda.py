@@ -7,6 +7,8 @@ import torch
 import convnorm
 import convnorm.functional as CF
 from convnorm.testing import assert_accurate, assert_same
+from tests import distributed_checks as checks
+from tests.processes import Group
 from tests.specs import DTYPES, cast, evaluate
 
 CUDA = torch.cuda.is_available() and bool(convnorm._C.build_info()["cuda"])
@@ -24,15 +26,6 @@ def moved(inputs, device):
 
 def home(results):
     return {k: v.cpu() for k, v in results.items()}
-
-
-@pytest.fixture(autouse=True)
-def full_precision():
-    """torch's convolutions without TF32, which no row of ours uses."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cudnn.allow_tf32 = before
 
 
 @pytest.mark.cases(names=SERVED)
@@ -128,6 +121,28 @@ def test_a_device_that_is_not_current():
     found = trained(block("cuda:1"))
     assert torch.cuda.current_device() == 0
     assert all(b.device.index == 1 and torch.equal(a.cpu(), b.cpu()) for a, b in zip(expected, found, strict=True))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_sync_batch_norm_over_nccl(tmp_path, layout):
+    group = Group(2, tmp_path, "nccl")
+    try:
+        group.run(checks.check_on_devices, layout)
+    finally:
+        group.close()
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiled_by_inductor(dynamic):
+    tensors = block()
+    out = chain(*tensors)
+    grad = torch.randn_like(out)
+    torch._dynamo.reset()
+    compiled = torch.compile(chain, fullgraph=True, dynamic=dynamic)(*tensors)
+    assert torch.equal(compiled, out) and compiled.stride() == out.stride()
+    found, expected = (torch.autograd.grad(y, tensors, grad) for y in (compiled, out))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_empty_batches():
