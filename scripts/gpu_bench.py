@@ -19,14 +19,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-import convnorm  # noqa: F401  (registers the ops)
+import convnorm
 
 CALLS, REPLAYS, COLD = 10, 30, 150 << 20
 NORMS = [  # (n, c, h): ResNet-50 and VGG
     (256, 64, 112), (256, 256, 56), (256, 64, 56), (256, 512, 28), (256, 1024, 14), (64, 256, 14), (32, 2048, 7),
 ]  # fmt: skip
+SHARES = [(256, 2048, 7, 1), (256, 512, 14, 7), (64, 256, 56, 7)]  # adaptive: (n, c, h, output size)
 POOLS = [(256, 64, 112, 3, 2, 1), (64, 64, 224, 2, 2, 0), (128, 192, 28, 3, 1, 1), (256, 2048, 7, 7, 1, 0)]
 CONVS = [(64, 64, 64, 56, 3, 1), (64, 64, 256, 56, 1, 1), (64, 256, 256, 14, 3, 1), (64, 3, 64, 224, 7, 2)]
+# (n, c, h, r, stride)
+DEPTHWISE = [(128, 96, 56, 7, 1), (256, 144, 56, 3, 2), (256, 576, 14, 3, 1), (256, 32, 112, 3, 1)]
 ops = torch.ops.convnorm
 Call = Callable[..., Any]
 
@@ -133,8 +136,15 @@ def norm_rows(t: Tensors, n: int, c: int, h: int, residual: bool) -> dict[str, t
     def ours(x: torch.Tensor, r: torch.Tensor | None) -> Any:
         return ops.batch_norm_train(x, w, b, r, 1e-5, True)
 
+    def two_passes(x: torch.Tensor, r: torch.Tensor | None) -> Any:
+        """Where ours is one kernel; in other cases this is ours again."""
+        with convnorm.backends.force(batch_norm_train="batch_norm_rows_cuda"):
+            return ours(x, r)
+
     sets = t.sets(lambda: (t.image(*shape), t.image(*shape) if residual else None))
     forward = {name: (f, sets) for name, f in (("ours", ours), ("eager", eager), ("compile", t.compiled(eager)))}
+    if t.device == "cuda" and t.layout == torch.channels_last:
+        forward["two passes"] = (two_passes, sets)
 
     def saved() -> tuple:
         x, r, g = t.image(*shape), t.image(*shape) if residual else None, t.image(*shape)
@@ -196,21 +206,56 @@ def pool_rows(t: Tensors, n: int, c: int, h: int, k: int, s: int, p: int) -> dic
     return {"max_pool": (forward, least), "max_pool_backward": (backward, least)}
 
 
-def conv_rows(t: Tensors, n: int, c: int, k: int, h: int, r: int, s: int) -> dict[str, tuple[dict[str, Any], int]]:
+def index_rows(t: Tensors, n: int, c: int, h: int, o: int) -> dict[str, tuple[dict[str, Any], int]]:
+    """Adaptive max pooling and un-pooling, which keep torch's indices."""
+    aten, sizes = torch.ops.aten, [o, o]
+    channels_last = t.layout == torch.channels_last
+
+    def saved() -> tuple:
+        x = t.image(n, c, h, h)
+        y, indices = ops.adaptive_max_pool_forward(x, sizes, True)
+        return x, y, indices
+
+    sets = t.sets(saved)
+    passes = {
+        "adaptive_max_pool": (
+            lambda x, y, i: ops.adaptive_max_pool_forward(x, sizes, True),
+            lambda x, y, i: aten.adaptive_max_pool2d(x, sizes),
+        ),
+        "adaptive_max_pool_backward": (
+            lambda x, y, i: ops.adaptive_max_pool_backward(y, i, list(x.shape), channels_last),
+            lambda x, y, i: aten.adaptive_max_pool2d_backward(y, x, i),
+        ),
+        "max_unpool": (
+            lambda x, y, i: ops.max_unpool_forward(y, i, [h, h]),
+            lambda x, y, i: aten.max_unpool2d(y, i, [h, h]),
+        ),
+    }
+    size = t.image(1).element_size()
+    least = n * c * (h * h * size + o * o * (size + 8))
+    return {name: ({"ours": (ours, sets), "eager": (eager, sets)}, least) for name, (ours, eager) in passes.items()}
+
+
+def conv_rows(
+    t: Tensors, n: int, c: int, k: int, h: int, r: int, s: int, groups: int = 1
+) -> dict[str, tuple[dict[str, Any], int]]:
     pad, o = r // 2, (h + 2 * (r // 2) - r) // s + 1
-    w = t.image(k, c, r, r)
+    w = t.image(k, c // groups, r, r)
     sets = t.sets(lambda: (t.image(n, c, h, h), t.image(n, k, o, o)))
-    geometry = [s, s], [pad] * 4, [1, 1], 1
+    geometry = [s, s], [pad] * 4, [1, 1], groups
 
     def eager_back(x: torch.Tensor, g: torch.Tensor, mask: list[bool]) -> Any:
         return torch.ops.aten.convolution_backward(
-            g, x, w, None, [s, s], [pad, pad], [1, 1], False, [0, 0], 1, mask
+            g, x, w, None, [s, s], [pad, pad], [1, 1], False, [0, 0], groups, mask
         )
 
     size = t.image(1).element_size()
-    least = size * (n * c * h * h + n * k * o * o + k * c * r * r)
+    least = size * (n * c * h * h + n * k * o * o + w.numel())
     passes = {
-        "conv": (lambda x, g: ops.conv_forward(x, w, None, *geometry), lambda x, g: F.conv2d(x, w, None, s, pad)),
+        "conv": (
+            lambda x, g: ops.conv_forward(x, w, None, *geometry),
+            lambda x, g: F.conv2d(x, w, None, s, pad, 1, groups),
+        ),
         "conv_by_input": (
             lambda x, g: ops.conv_by_input(g, w, list(x.shape), *geometry),
             lambda x, g: eager_back(x, g, [True, False, False]),
@@ -220,16 +265,23 @@ def conv_rows(t: Tensors, n: int, c: int, k: int, h: int, r: int, s: int) -> dic
             lambda x, g: eager_back(x, g, [False, True, False]),
         ),
     }
+    stem = "conv" if groups == 1 else "conv_depthwise"
     return {
-        name: ({"ours": (ours, sets), "eager": (eager, sets)}, least) for name, (ours, eager) in passes.items()
+        name.replace("conv", stem): ({"ours": (ours, sets), "eager": (eager, sets)}, least)
+        for name, (ours, eager) in passes.items()
     }
+
+
+def depthwise_rows(t: Tensors, n: int, c: int, h: int, r: int, s: int) -> dict[str, tuple[dict[str, Any], int]]:
+    return conv_rows(t, n, c, c, h, r, s, groups=c)
 
 
 def problems(rehearse: bool) -> list[tuple[str, str, torch.dtype, torch.memory_format, Call]]:
     """(shape, layout, dtype, format, tensors -> rows), the most important first."""
     last, rows = torch.channels_last, []
-    tiny = [(2, 8, 5)], [(2, 8, 9, 3, 2, 1)], [(1, 4, 4, 6, 3, 2)]
-    norms, pools, convs = tiny if rehearse else (NORMS, POOLS, CONVS)  # type: ignore[assignment]
+    tiny = [(2, 8, 5)], [(2, 8, 9, 3, 2, 1)], [(2, 8, 7, 2)], [(1, 4, 4, 6, 3, 2)], [(1, 8, 6, 3, 1)]
+    usual = NORMS, POOLS, SHARES, CONVS, DEPTHWISE
+    norms, pools, shares, convs, depthwise = tiny if rehearse else usual  # type: ignore[assignment]
     for layout, fmt in (("channels_last", last), ("contiguous", torch.contiguous_format)):
         for dtype in (torch.bfloat16, torch.float32):
             for shape in norms:
@@ -237,7 +289,9 @@ def problems(rehearse: bool) -> list[tuple[str, str, torch.dtype, torch.memory_f
                     make = lambda t, a=(*shape, residual): norm_rows(t, *a)  # noqa: E731
                     rows.append((f"{shape}", layout, dtype, fmt, make))
             rows += [(f"{a}", layout, dtype, fmt, lambda t, a=a: pool_rows(t, *a)) for a in pools]
+            rows += [(f"{a}", layout, dtype, fmt, lambda t, a=a: index_rows(t, *a)) for a in shares]
             rows += [(f"{a}", layout, dtype, fmt, lambda t, a=a: conv_rows(t, *a)) for a in convs]
+            rows += [(f"{a}", layout, dtype, fmt, lambda t, a=a: depthwise_rows(t, *a)) for a in depthwise]
     return rows
 
 

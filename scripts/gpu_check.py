@@ -14,7 +14,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = {"memcheck": [], "racecheck": [], "initcheck": []}
-SMALL = "same_bits or empty or another_stream"  # the tests that compute-sanitizer runs: all small
+# The tests that compute-sanitizer runs, all small.
+SMALL = "same_bits or empty or another_stream or two_passes or unpooling"
 
 
 class Steps:
@@ -65,6 +66,13 @@ def tests(steps: Steps) -> None:
     steps.run("tests", command, 240)
 
 
+def contract(steps: Steps) -> None:
+    """What every op promises beside its values, with inputs on the GPU: torch.compile, torch.func, export, strides."""
+    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "tests/test_contract.py"]
+    command += ["-k", "not threads and not instruction_set"]  # those are the CPU's
+    steps.run("contract", command, 150, CONVNORM_TEST_DEVICE="cuda")
+
+
 def sanitizer(steps: Steps) -> None:
     nvcc = shutil.which("nvcc")
     beside = Path(nvcc).resolve().parent / "compute-sanitizer" if nvcc else Path("/nowhere")
@@ -76,7 +84,7 @@ def sanitizer(steps: Steps) -> None:
         command = [tool, "--tool", name, "--error-exitcode", "9", "--target-processes", "all", *options]
         command += [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_cuda.py", "-k", SMALL]
         # torch's cache of memory hides accesses beyond a tensor
-        steps.run(f"sanitizer {name}", command, 90, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+        steps.run(f"sanitizer {name}", command, 60, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
 
 
 def bench(steps: Steps, out: Path, rehearse: bool) -> None:
@@ -108,7 +116,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "gpu_check.json", help="the results (%(default)s)")
     parser.add_argument("--minutes", type=float, default=9.5, help="for everything (%(default)s)")
-    parser.add_argument("--skip", default="", help="steps to leave out: build,tests,sanitizer,bench")
+    parser.add_argument("--skip", default="", help="steps to leave out: build,tests,contract,sanitizer,bench")
     parser.add_argument("--rehearse", action="store_true", help="without a GPU: the steps' own code, on tiny tensors")
     arguments = parser.parse_args()
     steps, skip = Steps(arguments.minutes), arguments.skip.split(",")
@@ -117,6 +125,8 @@ def main() -> int:
     if built:
         if "tests" not in skip:
             tests(steps)
+        if "contract" not in skip:
+            contract(steps)
         if "sanitizer" not in skip:
             sanitizer(steps)
         if "bench" not in skip:

@@ -116,6 +116,29 @@ def check_cases(size, dtype):
                 check_case(case, turn, DTYPES[dtype], layout, group_of(size))
 
 
+def check_on_devices(layout):
+    """A layer on each process's device, whatever the backend: what batch norm on the whole batch gives there."""
+    device = torch.device("cuda", dist.get_rank()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    fmt = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    whole = [(torch.randn(7, 8, 5, 6) + mean).to(device, memory_format=fmt) for mean in (3, 0)]  # input, gradient
+    share = Share(7)
+
+    def run(layer, x, grad):
+        layer, x = layer.to(x), x.detach().requires_grad_()
+        out = layer(x)
+        return layer, [out.detach(), *torch.autograd.grad(out, [x, layer.weight, layer.bias], grad)]
+
+    theirs = run(nn.BatchNorm2d(8), *whole)[1]
+    reference = run(nn.BatchNorm2d(8), *(t.double() for t in whole))[1]
+    layer, ours = run(NN.SyncBatchNorm(8), *(share.of(t).contiguous(memory_format=fmt) for t in whole))
+    for sum_of_all in ours[2:]:
+        dist.all_reduce(sum_of_all)
+    for i, tensors in enumerate(zip(ours, theirs, reference, strict=True)):
+        assert_accurate(tensors[0], *(tensors[1:] if i > 1 else map(share.of, tensors[1:])), f"result {i}")
+    assert_same_everywhere(layer.running_mean, None)
+    assert_same_everywhere(layer.running_var, None)
+
+
 def check_far_means(size):
     """Means far from zero and from each other cost no digits: the merge is exact enough for any of them."""
     group = group_of(size)

@@ -1,4 +1,4 @@
-"""A gloo group of several processes that run functions by name, each call with a time limit."""
+"""A group of several processes that run functions by name, each with a time limit: gloo, or nccl with a GPU each."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["tests.distributed_checks"])
 
 
-def _serve(rank, size, store, pipe):
+def _serve(rank, size, backend, store, pipe):
     torch.set_num_threads(1)
+    if backend == "nccl":
+        torch.cuda.set_device(rank)
     limit = timedelta(seconds=LIMIT)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=limit)
+    dist.init_process_group(backend, init_method=f"file://{store}", rank=rank, world_size=size, timeout=limit)
     while (call := pipe.recv()) is not None:
         function, arguments = call
         try:
@@ -54,8 +56,8 @@ class Group:
     """``run`` calls a function in every process; a failure or the time limit ends them, and the next call starts new
     ones."""
 
-    def __init__(self, size, folder):
-        self.size, self.folder, self.generation = size, folder, 0
+    def __init__(self, size, folder, backend="gloo"):
+        self.size, self.folder, self.backend, self.generation = size, folder, backend, 0
         self.processes, self.pipes = [], []
 
     def _start(self):
@@ -63,7 +65,8 @@ class Group:
         ends = [context.Pipe() for _ in range(self.size)]
         self.pipes = [ours for ours, _ in ends]
         store = self.folder / f"store{self.generation}"
-        self.processes = [start(_serve, rank, self.size, store, theirs) for rank, (_, theirs) in enumerate(ends)]
+        common = self.size, self.backend, store
+        self.processes = [start(_serve, rank, *common, theirs) for rank, (_, theirs) in enumerate(ends)]
         for _, theirs in ends:
             theirs.close()
 

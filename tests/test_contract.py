@@ -186,7 +186,7 @@ def test_any_strides_of_inputs_and_gradients(spec, case, view):
     def run(given, arrange):
         leaves = {k: v.detach().requires_grad_() for k, v in given.items() if k in spec.grads and v is not None}
         out = [o for o in outputs_of(spec.ours(**(given | leaves))) if o.requires_grad]
-        gradients = [arrange(torch.arange(float(o.numel())).remainder(7).view(o.shape)) for o in out]
+        gradients = [arrange(torch.arange(float(o.numel()), device=o.device).remainder(7).view(o.shape)) for o in out]
         return [*out, *torch.autograd.grad(out, list(leaves.values()), gradients)]
 
     found = run(strided, view)

@@ -7,11 +7,14 @@ import torch
 import convnorm
 import convnorm.functional as CF
 from convnorm.testing import assert_accurate, assert_same
+from tests import distributed_checks as checks
+from tests.processes import Group
 from tests.specs import DTYPES, cast, evaluate
 
 CUDA = torch.cuda.is_available() and bool(convnorm._C.build_info()["cuda"])
 SERVED = (
-    "adaptive_avg_pool", "avg_pool", "batch_norm", "conv", "conv_transpose", "group_norm", "layer_norm", "max_pool"
+    "adaptive_avg_pool", "adaptive_max_pool", "avg_pool", "batch_norm", "conv", "conv_transpose", "group_norm",
+    "layer_norm", "max_pool", "max_unpool",
 )  # fmt: skip
 
 pytestmark = pytest.mark.skipif(not CUDA, reason="no GPU, or convnorm was built without CUDA")
@@ -23,15 +26,6 @@ def moved(inputs, device):
 
 def home(results):
     return {k: v.cpu() for k, v in results.items()}
-
-
-@pytest.fixture(autouse=True)
-def full_precision():
-    """torch's convolutions without TF32, which no row of ours uses."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cudnn.allow_tf32 = before
 
 
 @pytest.mark.cases(names=SERVED)
@@ -72,8 +66,9 @@ def test_same_bits_every_time_and_layouts_kept(spec, case, layout):
 def chain(x, weight, bias, filters):
     """A block that has every op with kernels for CUDA."""
     y = CF.conv2d(x, filters, padding=1)
+    y = CF.conv2d(y, filters[:, :1], padding=1, groups=16)
     y = CF.batch_norm_act(y, None, None, weight, bias, training=True, act="relu")
-    return CF.max_pool2d(y, 3, 2, 1)
+    return CF.adaptive_max_pool2d(CF.max_pool2d(y, 3, 2, 1), 4)
 
 
 def block(device="cuda", n=4):
@@ -128,8 +123,30 @@ def test_a_device_that_is_not_current():
     assert all(b.device.index == 1 and torch.equal(a.cpu(), b.cpu()) for a, b in zip(expected, found, strict=True))
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_sync_batch_norm_over_nccl(tmp_path, layout):
+    group = Group(2, tmp_path, "nccl")
+    try:
+        group.run(checks.check_on_devices, layout)
+    finally:
+        group.close()
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiled_by_inductor(dynamic):
+    tensors = block()
+    out = chain(*tensors)
+    grad = torch.randn_like(out)
+    torch._dynamo.reset()
+    compiled = torch.compile(chain, fullgraph=True, dynamic=dynamic)(*tensors)
+    assert torch.equal(compiled, out) and compiled.stride() == out.stride()
+    found, expected = (torch.autograd.grad(y, tensors, grad) for y in (compiled, out))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_empty_batches():
-    assert trained(block(n=0))[0].shape == (0, 16, 10, 10)
+    assert trained(block(n=0))[0].shape == (0, 16, 4, 4)
 
 
 def test_devices_are_not_mixed():
@@ -138,6 +155,34 @@ def test_devices_are_not_mixed():
         CF.conv2d(x, filters.cpu())
     with pytest.raises(RuntimeError, match="same device"):
         CF.batch_norm(x, None, None, weight.cpu(), bias, training=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("channels", [64, 33])
+@pytest.mark.parametrize("shortcut", [False, True])
+def test_batch_norm_of_one_kernel_has_the_bits_of_two_passes(dtype, channels, shortcut):
+    """So it does not matter that its choice depends on the device's shared memory."""
+    x, residual = (torch.randn(16, channels, 28, 28, device="cuda", dtype=dtype) + 3 for _ in range(2))
+    x, residual = (t.contiguous(memory_format=torch.channels_last) for t in (x, residual))
+    weight, bias = (torch.randn(channels, device="cuda", dtype=dtype) for _ in range(2))
+    arguments, found = (x, weight, bias, residual if shortcut else None, 1e-5, True), []
+    for kernel in ("batch_norm_resident_cuda", "batch_norm_rows_cuda"):
+        with convnorm.backends.force(batch_norm_train=kernel):
+            found.append(torch.ops.convnorm.batch_norm_train(*arguments))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_unpooling_shows_an_index_outside_the_plane():
+    """An error would have to wait for the device: the plane is NaN, the others are as they should be."""
+    x = torch.rand(2, 3, 2, 2, device="cuda")
+    indices = torch.tensor([0, 5, 10, 15], device="cuda").view(1, 1, 2, 2).repeat(2, 3, 1, 1)
+    want = CF.max_unpool2d(x, indices, 2, output_size=(4, 4))
+    for bad in (-1, 16, 1 << 40):
+        indices[1, 1, 0, 0] = bad
+        found = CF.max_unpool2d(x, indices, 2, output_size=(4, 4))
+        assert found[1, 1].isnan().all()
+        found[1, 1] = want[1, 1]
+        assert torch.equal(found, want)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])

@@ -14,24 +14,28 @@ import pytest
 from tests.test_cpp import BUILD, COMMON, CPP, ROOT, SANITIZE, compiled, newest_header, run
 
 TESTS = sorted((CPP / "cuda").glob("*_test.cpp"))
-REFERENCES = {  # what a room's kernels are compared with
+ROOMS = {"adaptive_max_pool": "max_pool", "conv_depthwise": "conv"}  # of tests that carry another name
+REFERENCES = {  # what a test's kernels are compared with
+    "adaptive_max_pool": ["cpu/adaptive_max_pool_direct.cpp", "cpu/max_pool_indices.cpp"],
     "batch_norm": ["cpu/batch_norm_reference.cpp"],
     "group_norm": ["cpu/group_norm_reference.cpp"],
     "layer_norm": ["cpu/layer_norm_reference.cpp"],
     "max_pool": ["cpu/max_pool_direct.cpp"],
     "avg_pool": ["cpu/avg_pool_direct.cpp"],
     "conv": ["cpu/conv_im2col.cpp", "conv_geometry.cpp"],
+    "conv_depthwise": ["cpu/conv_im2col.cpp", "conv_geometry.cpp"],
 }
 ALSO = {"group_norm": ["batch_norm"]}  # rooms whose kernels it uses
 
 
 @pytest.mark.parametrize("test", TESTS, ids=lambda p: p.stem)
 def test_kernels_run_by_the_host(test):
-    room = ROOT / "csrc/ops" / test.stem.removesuffix("_test")
+    stem = test.stem.removesuffix("_test")
+    room = ROOT / "csrc/ops" / ROOMS.get(stem, stem)
     rooms = [room, *(room.parent / other for other in ALSO.get(room.name, []))]
     kernels = sorted(p for r in rooms for p in r.rglob("*.cu"))
     assert kernels, f"{test.name} tests no kernel"
-    references = [room / name for name in REFERENCES[room.name]]
+    references = [room / name for name in REFERENCES[stem]]
     common = [ROOT / name for name in COMMON]
     BUILD.mkdir(parents=True, exist_ok=True)
     headers = newest_header()

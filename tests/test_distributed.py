@@ -34,6 +34,12 @@ def test_means_far_from_zero_and_from_each_other(four, size):
     four.run(checks.check_far_means, size)
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_on_the_device_of_each_process(four, layout):
+    """tests/test_cuda.py runs it over NCCL."""
+    four.run(checks.check_on_devices, layout)
+
+
 @pytest.mark.parametrize("act, residual", [(None, False), ("relu", True)])
 def test_derivatives_up_to_the_third(four, act, residual):
     four.run(checks.check_higher_derivatives, act, residual)

@@ -74,7 +74,8 @@ def max_unpool2d(input: Tensor, indices: Tensor, kernel_size: _Size, stride: _Si
 
     Raises:
         ValueError: an output_size that this pooling cannot come from.
-        RuntimeError: an index outside the output; shapes and dtypes that do not fit.
+        RuntimeError: an index outside the output (on CUDA its plane is filled with NaN instead); shapes and dtypes
+            that do not fit.
         NotImplementedError: integer or complex input.
 
     Source: :func:`torch.nn.functional.max_unpool2d`, whose answers this reproduces.

@@ -51,6 +51,24 @@ class OnDevice {
     require(cudaLaunchKernelEx(&config, kernel, static_cast<Wanted>(arguments)...), "launch");
   }
 
+  // Blocks that run at the same time (cuda/grid.cuh), each with `shared` bytes of dynamic shared memory; the
+  // caller has asked for that much and knows that so many blocks fit.
+  template <class... Wanted, class... Given>
+  void launch_together(void (*kernel)(Wanted...), int blocks, dim3 threads, std::size_t shared,
+                       Given&&... arguments) const {
+    cudaLaunchAttribute together = {};
+    together.id = cudaLaunchAttributeCooperative;
+    together.val.cooperative = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(static_cast<unsigned>(blocks));
+    config.blockDim = threads;
+    config.dynamicSmemBytes = shared;
+    config.stream = stream_;
+    config.attrs = &together;
+    config.numAttrs = 1;
+    require(cudaLaunchKernelEx(&config, kernel, static_cast<Wanted>(arguments)...), "cooperative launch");
+  }
+
  private:
   int before_ = 0;
   bool moved_ = false;

@@ -51,9 +51,15 @@ __device__ [[gnu::noinline]] double2 sum_in_double(const T* x, Walk<kRows, V> wa
   return {sum, squares};
 }
 
-template <class T, bool kRows, int V, int K>
+struct KeepNothing {
+  template <class Loaded>
+  __device__ void operator()(const Loaded&, int) const {}
+};
+
+// keep(vectors, count) gets all that is loaded, in the order of the walk.
+template <class T, bool kRows, int V, int K, class Keep = KeepNothing>
 __device__ inline void sum_thread(ThreadSums<compute_t<T>, K>& sums, const T* x, const Plan& plan,
-                                  Place place) {
+                                  Place place, Keep keep = {}) {
   using C = compute_t<T>;
 #pragma unroll
   for (int k = 0; k < K; ++k) sums.shift[k] = 0, sums.s1[k] = sums.s2[k] = 0;
@@ -62,6 +68,7 @@ __device__ inline void sum_thread(ThreadSums<compute_t<T>, K>& sums, const T* x,
     const Batch<T, kRows, V> batch(walk);
     Raw<T, V> raw[kUnroll];
     batch.load(raw, x);
+    keep(raw, batch.count);
     if (first) first_shift<T, kRows>(sums, raw, batch.count);
     C s1[K] = {}, s2[K] = {};
 #pragma unroll

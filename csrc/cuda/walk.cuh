@@ -21,15 +21,19 @@ struct Place {
   Place() = default;
   // Passes alternate between the two ends of the tensor, so that one starts on what the last left in L2.
   __device__ Place(const Plan& plan, bool backwards) {
-    std::int64_t block = backwards ? plan.blocks() - 1 - blockIdx.x : blockIdx.x;
+    *this = of_block(plan, backwards ? plan.blocks() - 1 - blockIdx.x : blockIdx.x);
+  }
+  __device__ static Place of_block(const Plan& plan, std::int64_t block) {
+    Place p;
     const std::int64_t per_image = plan.tiles * plan.pieces();
-    image = plan.images == 1 ? 0 : block / per_image;
-    block -= image * per_image;
-    piece = block / plan.tiles;
-    thread = static_cast<int>(threadIdx.x);
-    lane = thread % plan.lanes;
-    way = thread / plan.lanes;
-    channel = block % plan.tiles;
+    p.image = plan.images == 1 ? 0 : block / per_image;
+    block -= p.image * per_image;
+    p.piece = block / plan.tiles;
+    p.thread = static_cast<int>(threadIdx.x);
+    p.lane = p.thread % plan.lanes;
+    p.way = p.thread / plan.lanes;
+    p.channel = block % plan.tiles;
+    return p;
   }
 };
 

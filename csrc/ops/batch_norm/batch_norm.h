@@ -107,6 +107,9 @@ extern const Kernels kernels_avx512;
 
 // On CUDA (cuda/).
 CONVNORM_CUDA_KERNEL void forward_rows_cuda(const Forward& p);
+// The same bits in one kernel, where the device holds x in shared memory; else why it does not.
+CONVNORM_CUDA_KERNEL void forward_resident_cuda(const Forward& p);
+CONVNORM_CUDA_KERNEL const char* resident_refusal_cuda(const Forward& p);
 CONVNORM_CUDA_KERNEL void forward_planes_cuda(const Forward& p);
 CONVNORM_CUDA_KERNEL void backward_rows_cuda(const Backward& p);
 CONVNORM_CUDA_KERNEL void backward_planes_cuda(const Backward& p);

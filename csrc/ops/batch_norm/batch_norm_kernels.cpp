@@ -50,6 +50,9 @@ std::span<const Kernel<Forward>> forward_kernels() {
   static const Kernel<Forward> rows[] = {
       CONVNORM_WIDE_ROWS(forward) CONVNORM_ROWS(forward, generic),
       {"batch_norm_reference", kReferenceAbout, Isa::generic, nullptr, forward_reference},
+      {"batch_norm_resident_cuda", "as by rows, in one kernel that reads x once: it stays in shared memory",
+       Isa::generic, resident_refusal_cuda, forward_resident_cuda, DeviceKind::cuda,
+       [](const Forward& p) { return rows_plan(p).bytes(); }},
       cuda_rows(forward_rows_cuda),
       cuda_planes(forward_planes_cuda)};
   return rows;

@@ -205,7 +205,11 @@ extern const Tiles tiles_amx;
 // ---------------
 
 // Why a problem is not depthwise; null when it is.
-const char* depthwise_refusal(const Params& p);
+inline const char* depthwise_refusal(const Params& p) {
+  if (p.groups != p.input.c) return "not depthwise: groups differ from channels";
+  if (p.output.c != p.input.c) return "not depthwise: several filters per channel";
+  return nullptr;
+}
 
 struct Depthwise {
   // Forward, or the problems of by input, of which `phases` in turn make the same rows.
@@ -224,5 +228,10 @@ CONVNORM_CUDA_KERNEL void igemm_cuda(const Params& p);         // forward and by
 CONVNORM_CUDA_KERNEL void igemm_weight_cuda(const Params& p);  // by weight, in p.workspace
 CONVNORM_CUDA_KERNEL void direct_cuda(const Params& p);        // every pass, few channels per group
 CONVNORM_CUDA_KERNEL void bias_gradient_cuda(const Params& p);
+// Depthwise: 16 bytes of channels per thread, or one channel and any strides; by weight in p.workspace.
+CONVNORM_CUDA_KERNEL void depthwise_channels_cuda(const Params& p);
+CONVNORM_CUDA_KERNEL void depthwise_rows_cuda(const Params& p);
+CONVNORM_CUDA_KERNEL void depthwise_channels_weight_cuda(const Params& p);
+CONVNORM_CUDA_KERNEL void depthwise_rows_weight_cuda(const Params& p);
 
 }  // namespace convnorm::conv

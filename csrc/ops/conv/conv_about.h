@@ -25,6 +25,9 @@ inline constexpr const char* kAboutPairs =
 inline constexpr const char* kAboutTurned = "small images of planes, turned to channels_last and back";
 inline constexpr const char* kReference =
     "patches as a matrix in memory, plain loops, double sums: the readable reference";
+inline constexpr const char* kAboutCudaChannels =
+    "16 bytes of channels and 4 outputs of a row per thread; filters in shared memory";
+inline constexpr const char* kAboutCudaRows = "4 outputs of a row per thread; filters in shared memory";
 inline constexpr const char* kAboutCudaDirect =
     "few channels per group: one element of the result per thread";
 inline constexpr const char* kAboutCudaTile =

@@ -5,6 +5,7 @@
 #include "common/registry.h"
 #include "ops/conv/conv.h"
 #include "ops/conv/conv_about.h"
+#include "ops/conv/cuda/conv_depthwise_problem.h"
 #include "ops/conv/cuda/conv_problem.h"
 
 namespace convnorm::conv {
@@ -183,6 +184,16 @@ constexpr Kernel kAnyRows[] = {
 
 constexpr Kernel kCudaDirect = {"conv_direct_cuda", kAboutCudaDirect, Isa::generic,
                                 direct_refusal,     direct_cuda,      DeviceKind::cuda};
+constexpr Kernel kCudaDepthwiseRows[] = {
+    {"conv_depthwise_channels_cuda", kAboutCudaChannels, Isa::generic, depthwise_channels_refusal,
+     depthwise_channels_cuda, DeviceKind::cuda},
+    {"conv_depthwise_rows_cuda", kAboutCudaRows, Isa::generic, depthwise_rows_refusal, depthwise_rows_cuda,
+     DeviceKind::cuda}};
+constexpr Kernel kCudaDepthwiseWeightRows[] = {
+    {"conv_depthwise_channels_cuda", kAboutCudaChannels, Isa::generic, depthwise_channels_refusal,
+     depthwise_channels_weight_cuda, DeviceKind::cuda, depthwise_workspace<true>},
+    {"conv_depthwise_rows_cuda", kAboutCudaRows, Isa::generic, depthwise_rows_refusal,
+     depthwise_rows_weight_cuda, DeviceKind::cuda, depthwise_workspace<false>}};
 constexpr Kernel kCudaRows[] = {
     kCudaDirect,
     {"conv_igemm_64x64_cuda", kAboutCudaTile, Isa::generic, cuda_refusal, igemm_cuda, DeviceKind::cuda}};
@@ -207,19 +218,14 @@ constexpr auto join(const Lists&... lists) {
 }
 
 constexpr auto kForward = join(kDepthwiseRows, kTilesRows, kFoldedRows, kWinogradRows, kGroupedRows,
-                               kTurnedRows, kAnyRows<im2col_forward>, kCudaRows);
-constexpr auto kByInput = join(kDepthwiseRows, kTilesRows, kFoldedRows, kWinogradRows, kGroupedRows,
-                               kCol2imRows, kTurnedRows, kAnyRows<im2col_by_input>, kCudaRows);
+                               kTurnedRows, kAnyRows<im2col_forward>, kCudaDepthwiseRows, kCudaRows);
+constexpr auto kByInput =
+    join(kDepthwiseRows, kTilesRows, kFoldedRows, kWinogradRows, kGroupedRows, kCol2imRows, kTurnedRows,
+         kAnyRows<im2col_by_input>, kCudaDepthwiseRows, kCudaRows);
 constexpr auto kByWeight = join(kDepthwiseRows, kTilesRows, kFoldedRows, kWinogradRows, kGroupedWeightRows,
-                                kAnyRows<im2col_by_weight>, kCudaWeightRows);
+                                kAnyRows<im2col_by_weight>, kCudaDepthwiseWeightRows, kCudaWeightRows);
 
 }  // namespace
-
-const char* depthwise_refusal(const Params& p) {
-  if (p.groups != p.input.c) return "not depthwise: groups differ from channels";
-  if (p.output.c != p.input.c) return "not depthwise: several filters per channel";
-  return nullptr;
-}
 
 std::span<const Kernel> kernels(Pass pass) {
   switch (pass) {

@@ -40,6 +40,8 @@ std::tuple<Tensor, Tensor> forward(Tensor input, Ints output_size, bool return_i
   p.input = strides_of(input);
   p.output = strides_of(output);
   if (return_indices) p.argmax = strides_of(indices);
+  p.device = device_of(input);
+  p.aligned = aligned(input) && aligned(output) && aligned(indices);
   p = merged(p);
   if (output.numel() > 0)
     choose("adaptive_max_pool_forward", adaptive_kernels(), p)
@@ -65,6 +67,7 @@ Tensor backward(Tensor grad_output, Tensor indices, Ints input_size, bool channe
   p.input = strides_of(grad_input);
   p.output = strides_of(grad_output);
   p.argmax = strides_of(indices);
+  p.device = device_of(grad_output);
   if (p.n > 0)
     choose("adaptive_max_pool_backward", spread_kernels(), p)
         .run(p, grad_output.data_ptr(), indices.data_ptr(), grad_input.data_ptr());
@@ -80,7 +83,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(convnorm, m) {
       "channels_last) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(convnorm, CPU, m) {
+CONVNORM_LIBRARY_IMPL(m) {
   m.impl("adaptive_max_pool_forward", TORCH_BOX(&forward));
   m.impl("adaptive_max_pool_backward", TORCH_BOX(&backward));
 }

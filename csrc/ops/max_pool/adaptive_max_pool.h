@@ -12,7 +12,7 @@
 // `argmax` the values and their indices (always int64).
 //
 // This header is torch-free: it is the contract between the host files (adaptive_max_pool.cpp,
-// max_unpool.cpp) and the kernels (cpu/).
+// max_unpool.cpp) and the kernels (cpu/, cuda/).
 #pragma once
 
 #include "ops/max_pool/max_pool.h"
@@ -21,10 +21,29 @@ namespace convnorm::max_pool {
 
 // The same problem with the dimensions that one window spans merged, where memory allows: an index in the run
 // is the index in the plane.
-Params merged(const Params& p);
+inline Params merged(const Params& p) {
+  Params m = p;
+  for (int d = 1; d >= 0; --d) {
+    const bool dense = m.in[d] == 1 || m.input.s[d] == m.in[2] * m.input.s[2];
+    if (m.out[d] != 1 || m.out[2] != 1 || !dense) break;
+    m.in[2] *= m.in[d];
+    m.in[d] = 1;
+  }
+  return m;
+}
+
+// The first index outside the plane, in row-major order, or none. Kernels on CUDA say none: the host would
+// have to wait for them. They fill such a plane with NaN.
+struct BadIndex {
+  bool found = false;
+  std::int64_t index = 0;
+};
+using PlaceFn = BadIndex (*)(const Params& p, const void* values, const void* indices, void* plane);
 
 std::span<const Kernel<ForwardFn>> adaptive_kernels();
 std::span<const Kernel<BackwardFn>> spread_kernels();
+std::span<const Kernel<PlaceFn>> place_kernels();
+std::span<const Kernel<GatherFn>> pick_kernels();
 
 // What each instruction set exports; indices may be null.
 struct AdaptiveKernels {
@@ -46,11 +65,16 @@ void adaptive_direct(const Params& p, const void* input, void* output, void* ind
 void spread_indices(const Params& p, const void* values, const void* indices, void* plane);
 // Indices outside the plane give 0.
 void pick_indices(const Params& p, const void* plane, const void* indices, void* values);
-// The first index outside the plane, in row-major order, or none.
-struct BadIndex {
-  bool found = false;
-  std::int64_t index = 0;
-};
 BadIndex place_indices(const Params& p, const void* values, const void* indices, void* plane);
+
+// On CUDA (cuda/); pick is the gather of max_pool.h.
+CONVNORM_CUDA_KERNEL void adaptive_channels_cuda(const Params& p, const void* input, void* output,
+                                                 void* indices);
+CONVNORM_CUDA_KERNEL void adaptive_warp_cuda(const Params& p, const void* input, void* output, void* indices);
+CONVNORM_CUDA_KERNEL void adaptive_direct_cuda(const Params& p, const void* input, void* output,
+                                               void* indices);
+CONVNORM_CUDA_KERNEL void spread_cuda(const Params& p, const void* values, const void* indices, void* plane);
+CONVNORM_CUDA_KERNEL BadIndex place_cuda(const Params& p, const void* values, const void* indices,
+                                         void* plane);
 
 }  // namespace convnorm::max_pool

@@ -1,5 +1,4 @@
-// The ordered lists of adaptive max pooling's kernels, what each of them refuses, and the merging of
-// dimensions.
+// The ordered lists of adaptive max pooling's and max un-pooling's kernels, and what each of them refuses.
 #include "ops/max_pool/adaptive_max_pool.h"
 
 #include <array>
@@ -7,6 +6,7 @@
 
 #include "common/registry.h"
 #include "cpu/isa.h"
+#include "ops/max_pool/cuda/adaptive_max_pool_problem.h"
 
 namespace convnorm::max_pool {
 namespace {
@@ -40,21 +40,15 @@ constexpr const char* kSpread = "vectors over channels, positions compared with 
 constexpr const char* kChannels = "vectors over channels, best value and index in registers";
 constexpr const char* kPlanes = "vectors over planes, turned into lanes row by row";
 
+constexpr const char* kOneByOne = "at its index, one value after the other";
+constexpr const char* kCudaTiles = "tiles of planes in shared memory; all their indices read in order";
+
 const Register<Kernel<ForwardFn>> register_adaptive("adaptive_max_pool_forward", adaptive_kernels());
 const Register<Kernel<BackwardFn>> register_spread("adaptive_max_pool_backward", spread_kernels());
+const Register<Kernel<PlaceFn>> register_place("max_unpool_forward", place_kernels());
+const Register<Kernel<GatherFn>> register_pick("max_unpool_backward", pick_kernels());
 
 }  // namespace
-
-Params merged(const Params& p) {
-  Params m = p;
-  for (int d = 1; d >= 0; --d) {
-    const bool dense = m.in[d] == 1 || m.input.s[d] == m.in[2] * m.input.s[2];
-    if (m.out[d] != 1 || m.out[2] != 1 || !dense) break;
-    m.in[2] *= m.in[d];
-    m.in[d] = 1;
-  }
-  return m;
-}
 
 std::span<const Kernel<ForwardFn>> adaptive_kernels() {
   static const Kernel<ForwardFn> rows[] = {
@@ -69,6 +63,11 @@ std::span<const Kernel<ForwardFn>> adaptive_kernels() {
        adaptive_generic.channels},
       {"adaptive_max_pool_planes_generic", kPlanes, Isa::generic, refuse_large, adaptive_generic.planes},
       {"adaptive_max_pool_direct", "plain loops", Isa::generic, nullptr, adaptive_direct},
+      cuda_row("adaptive_max_pool_channels_cuda", kCudaChannels, refuse_channels_cuda,
+               adaptive_channels_cuda),
+      cuda_row("adaptive_max_pool_warp_cuda", "a warp per window, any strides", refuse_warp_cuda,
+               adaptive_warp_cuda),
+      cuda_row("adaptive_max_pool_direct_cuda", kCudaDirect, refuse_cuda, adaptive_direct_cuda),
   };
   return rows;
 }
@@ -76,6 +75,7 @@ std::span<const Kernel<ForwardFn>> adaptive_kernels() {
 std::span<const Kernel<BackwardFn>> spread_kernels() {
   static const auto rows = [] {
     std::array all = std::to_array<Kernel<BackwardFn>>({
+        cuda_row("adaptive_max_pool_backward_tiles_cuda", kCudaTiles, refuse_indices_cuda, spread_cuda),
 #if defined(__x86_64__)
         {"adaptive_max_pool_backward_channels_avx512", kSpread, Isa::avx512, refuse_spread<64>,
          adaptive_avx512.spread},
@@ -94,6 +94,22 @@ std::span<const Kernel<BackwardFn>> spread_kernels() {
     if (!scatter_is_fast()) std::swap(all.end()[-1], all.end()[-2]);
     return all;
   }();
+  return rows;
+}
+
+std::span<const Kernel<PlaceFn>> place_kernels() {
+  static const Kernel<PlaceFn> rows[] = {
+      {"max_unpool_direct", kOneByOne, Isa::generic, nullptr, place_indices},
+      cuda_row("max_unpool_tiles_cuda", kCudaTiles, refuse_indices_cuda, place_cuda),
+  };
+  return rows;
+}
+
+std::span<const Kernel<GatherFn>> pick_kernels() {
+  static const Kernel<GatherFn> rows[] = {
+      {"max_unpool_backward_direct", kOneByOne, Isa::generic, nullptr, pick_indices},
+      cuda_row("max_unpool_backward_direct_cuda", kCudaDirect, refuse_cuda, gather_cuda),
+  };
   return rows;
 }
 

@@ -1,7 +1,8 @@
-// Host side of max un-pooling: schemas, checks, allocation.
+// Host side of max un-pooling: schemas, checks, allocation, choice of kernel.
 #include <string>
 
 #include "common/pool_window.h"
+#include "common/registry.h"
 #include "common/tensor.h"
 #include "ops/max_pool/adaptive_max_pool.h"
 
@@ -17,6 +18,7 @@ Params problem(const std::string& op, const Tensor& indices, const Ints& unpoole
   check_not_empty(op, pooled);
   Params p;
   p.record = Argmax::index64;
+  p.device = device_of(indices);
   p.n = pooled[0];
   p.c = pooled[1];
   p.out = lift(pooled.data() + 2, dims, 1);
@@ -40,7 +42,8 @@ Tensor forward(Tensor input, Tensor indices, Ints output_size) {
   p.input = strides_of(output);
   p.output = strides_of(input);
   if (p.n == 0) return output;
-  const BadIndex bad = place_indices(p, input.data_ptr(), indices.data_ptr(), output.data_ptr());
+  const BadIndex bad = choose("max_unpool_forward", place_kernels(), p)
+                           .run(p, input.data_ptr(), indices.data_ptr(), output.data_ptr());
   check(!bad.found, op, ": found an invalid max index ", bad.index, " in indices; with output_size ",
         Shape{output_size}, " it must be in [0, ", plane(p), ")");
   return output;
@@ -57,7 +60,9 @@ Tensor backward(Tensor grad_output, Tensor indices) {
   Tensor grad_input = empty(grad_output, pooled, suggested_layout(indices));
   p.input = strides_of(grad_output);
   p.output = strides_of(grad_input);
-  if (p.n > 0) pick_indices(p, grad_output.data_ptr(), indices.data_ptr(), grad_input.data_ptr());
+  if (p.n > 0)
+    choose("max_unpool_backward", pick_kernels(), p)
+        .run(p, grad_output.data_ptr(), indices.data_ptr(), grad_input.data_ptr());
   return grad_input;
 }
 
@@ -66,7 +71,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(convnorm, m) {
   m.def("max_unpool_backward(Tensor grad_output, Tensor indices) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(convnorm, CPU, m) {
+CONVNORM_LIBRARY_IMPL(m) {
   m.impl("max_unpool_forward", TORCH_BOX(&forward));
   m.impl("max_unpool_backward", TORCH_BOX(&backward));
 }

@@ -132,7 +132,7 @@ struct Forwarded {
 };
 
 template <class T>
-Forwarded<T> forward_cuda(Problem<T>& q, Flags f, const std::vector<double>& given) {
+Forwarded<T> forward_cuda(Problem<T>& q, Flags f, const std::vector<double>& given, bool resident = false) {
   Forwarded<T> result{Buffer<T>(size(q.shape)), Buffer<double>(given)};
   if (f.train) result.stats = Buffer<double>(2 * q.shape.c);
   Forward p;
@@ -148,7 +148,7 @@ Forwarded<T> forward_cuda(Problem<T>& q, Flags f, const std::vector<double>& giv
   p.at = q.at();
   p.at.mean = {result.stats.data(), DType::f64, 1};
   p.at.var = {result.stats.data() + q.shape.c, DType::f64, 1};
-  run_cuda(p, forward_rows_cuda, forward_planes_cuda);
+  run_cuda(p, resident ? forward_resident_cuda : forward_rows_cuda, forward_planes_cuda);
   return result;
 }
 
@@ -189,6 +189,38 @@ void expect_near(const std::vector<T>& got, const std::vector<double>& want, DTy
   EXPECT(worst <= 1, "%s: error is %g times its bound", what.c_str(), worst);
 }
 
+int residents = 0, several_turns = 0;
+
+// One kernel gives the bits of the two passes, on devices that hold x in few blocks or in many; others
+// refuse.
+template <class T>
+void test_resident(Problem<T>& q, Flags f, const Forwarded<T>& want, const std::string& what) {
+  Forward p;
+  p.dtype = q.dtype;
+  p.rows = true;
+  p.device.kind = DeviceKind::cuda;
+  p.x = dense(q.shape, q.x.data());
+  p.out = p.x;
+  const Plan plan = rows_plan(p);
+  const std::int64_t turn = plan.per_outer / plan.ways * kThreads * plan.vector * std::int64_t{sizeof(T)};
+  shim::processors = 1;
+  shim::shared_bytes = static_cast<int>(plan.blocks() * turn);
+  EXPECT(resident_refusal_cuda(p) != nullptr, "%s: does not fit, but is not refused", what.c_str());
+  for (const int processors : {1, 3}) {
+    shim::processors = processors;
+    shim::shared_bytes = static_cast<int>(up_to(plan.blocks(), processors) * turn) + 1024;
+    EXPECT(resident_refusal_cuda(p) == nullptr, "%s: %s", what.c_str(), resident_refusal_cuda(p));
+    const Forwarded<T> got = forward_cuda(q, f, want.stats.all(), true);
+    EXPECT(same_bits(got.out.all(), want.out.all()) && same_bits(got.stats.all(), want.stats.all()),
+           "%s: one kernel gave other bits on %d processors", what.c_str(), processors);
+    ++residents;
+    several_turns += plan.blocks() > 2 * processors;
+  }
+  shim::cooperative = 0;
+  EXPECT(resident_refusal_cuda(p) != nullptr, "%s: blocks cannot run at the same time", what.c_str());
+  shim::cooperative = 1;
+}
+
 template <class T>
 void test_forward(Random& random, const Sizes& s, DType t, Flags f, double mean, double std) {
   Problem<T> q(random, s, t, mean, std);
@@ -207,6 +239,7 @@ void test_forward(Random& random, const Sizes& s, DType t, Flags f, double mean,
     }
   EXPECT(same_bits(got.out.all(), again.out.all()) && same_bits(got.stats.all(), again.stats.all()),
          "%s: another order of threads gave other bits", what.c_str());
+  if (f.train && s.rows) test_resident(q, f, got, what);
 }
 
 template <class T>
@@ -300,7 +333,9 @@ void test_extremes(const Sizes& s) {
     q.x = Buffer<float>(std::move(x));
     const Flags f{false, false, true};
     const std::vector<double> none(2 * s.c);
-    return std::pair(forward_cuda(q, f, none), forward_wide(q, f, none));
+    std::pair both(forward_cuda(q, f, none), forward_wide(q, f, none));
+    if (s.rows) test_resident(q, f, both.first, describe(s, DType::f32));
+    return both;
   };
   const auto make = [&](auto value) {
     std::vector<float> x(size(s));
@@ -366,5 +401,6 @@ int main() {
     test_extremes({16, 5, 60, rows});
     test_extremes({16, 12, 60, rows});
   }
+  EXPECT(residents > 40 && several_turns > 5, "%d, %d", residents, several_turns);
   return finish();
 }

@@ -3,8 +3,10 @@
 //
 // Threads of a block are fibers of one OS thread, blocks run one after the other. Wherever a thread waits,
 // the next to run is drawn at random, and so is the order of blocks: a missing barrier, or a result that
-// depends on the order, shows as a difference between seeds. Not modelled: memory spaces, caches, and warps
-// in lockstep.
+// depends on the order, shows as a difference between seeds. Of a cooperative launch, all blocks run up to
+// where they wait for the grid, in an order that is drawn anew each time; static shared memory does not
+// outlive that, dynamic shared memory is the block's own. Not modelled: memory spaces, caches, and warps in
+// lockstep.
 #pragma once
 
 #include <math.h>
@@ -40,17 +42,32 @@ inline const char* cudaGetErrorString(cudaError_t) { return "an error"; }
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0; }
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 
+enum cudaLaunchAttributeID { cudaLaunchAttributeCooperative };
+struct cudaLaunchAttribute {
+  cudaLaunchAttributeID id;
+  struct {
+    int cooperative;
+  } val;
+};
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
   std::size_t dynamicSmemBytes = 0;
   cudaStream_t stream = nullptr;
+  cudaLaunchAttribute* attrs = nullptr;
+  unsigned numAttrs = 0;
 };
 
 namespace shim {
 extern std::uint64_t seed;
 extern std::int64_t launches;
-void run_grid(dim3 grid, dim3 block, const std::function<void()>& kernel);
+// Of the device; tests set them.
+extern int cooperative, processors, shared_bytes;
+void run_grid(const cudaLaunchConfig_t& config, const std::function<void()>& kernel);
 void wait_for_block();
+void wait_for_grid();
+void* dynamic_shared();
+// Whether any thread of the block says so; a barrier as well.
+bool any_of_block(bool mine);
 // Every lane of the warp gives a word and gets that of `lane`.
 std::uint64_t exchange(std::uint64_t word, int lane);
 int lane();
@@ -60,11 +77,52 @@ extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 template <class... Wanted, class... Given>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Wanted...), Given... given) {
-  shim::run_grid(config->gridDim, config->blockDim, [&] { kernel(given...); });
+  shim::run_grid(*config, [&] { kernel(given...); });
+  return cudaSuccess;
+}
+
+enum cudaDeviceAttr {
+  cudaDevAttrCooperativeLaunch,
+  cudaDevAttrMultiProcessorCount,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin
+};
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr what, int) {
+  *value = what == cudaDevAttrCooperativeLaunch     ? shim::cooperative
+           : what == cudaDevAttrMultiProcessorCount ? shim::processors
+                                                    : shim::shared_bytes;
+  return cudaSuccess;
+}
+struct cudaFuncAttributes {
+  std::size_t sharedSizeBytes;
+};
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+template <class Kernel>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* of, Kernel*) {
+  of->sharedSizeBytes = 1024;
+  return cudaSuccess;
+}
+template <class Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int) {
+  return cudaSuccess;
+}
+template <class Kernel>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel*, int, std::size_t dynamic) {
+  *blocks = shim::shared_bytes / static_cast<int>(dynamic + 1024);
   return cudaSuccess;
 }
 
 inline void __syncthreads() { shim::wait_for_block(); }
+inline int __syncthreads_or(int mine) { return shim::any_of_block(mine != 0); }
+inline int atomicMin(int* at, int value) {
+  const int before = *at;
+  if (value < before) *at = value;
+  return before;
+}
+inline int atomicMax(int* at, int value) {
+  const int before = *at;
+  if (value > before) *at = value;
+  return before;
+}
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
   std::uint64_t word = 0;

@@ -95,16 +95,25 @@ struct Fiber {
   void* fake_stack = nullptr;
 };
 
-std::vector<Fiber> fibers;
-std::vector<int> ready;
-std::vector<Barrier> warps;
-std::vector<std::uint64_t> words;
-Barrier block;
+// A block that runs, or waits for the others of its grid.
+struct Block {
+  unsigned index = 0;
+  std::vector<Fiber> fibers;
+  std::vector<int> ready, at_grid;
+  std::vector<Barrier> warps;
+  std::vector<std::uint64_t> words;
+  Barrier barrier;
+  int alive = 0;
+  bool any = false;
+  std::vector<uint4> dynamic;
+};
+
+Block* now = nullptr;
 Context scheduler;
 void* scheduler_fake_stack = nullptr;
 const void* scheduler_stack = nullptr;
 std::size_t scheduler_size = 0;
-int current = 0, alive = 0;
+int current = 0;
 const std::function<void()>* body = nullptr;
 
 void fail(const char* what) {
@@ -113,15 +122,15 @@ void fail(const char* what) {
 }
 
 void to_scheduler(bool last) {
+  Fiber& me = now->fibers[current];
 #if defined(__SANITIZE_ADDRESS__)
-  void** keep = last ? nullptr : &fibers[current].fake_stack;
+  void** keep = last ? nullptr : &me.fake_stack;
   __sanitizer_start_switch_fiber(keep, scheduler_stack, scheduler_size);
 #endif
-  const int me = current;
-  swap(fibers[me].context, scheduler);
+  swap(me.context, scheduler);
   (void)last;
 #if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(fibers[me].fake_stack, nullptr, nullptr);
+  __sanitizer_finish_switch_fiber(me.fake_stack, nullptr, nullptr);
 #endif
 }
 
@@ -130,7 +139,7 @@ void run_thread() {
   __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_size);
 #endif
   (*body)();
-  --alive;
+  --now->alive;
   to_scheduler(true);
 }
 
@@ -138,9 +147,9 @@ void switch_to(int next) {
   current = next;
   threadIdx = dim3(static_cast<unsigned>(next));
 #if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_start_switch_fiber(&scheduler_fake_stack, fibers[next].stack.get(), kStack);
+  __sanitizer_start_switch_fiber(&scheduler_fake_stack, now->fibers[next].stack.get(), kStack);
 #endif
-  swap(scheduler, fibers[next].context);
+  swap(scheduler, now->fibers[next].context);
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(scheduler_fake_stack, nullptr, nullptr);
 #endif
@@ -149,58 +158,114 @@ void switch_to(int next) {
 void wait_at(Barrier& barrier) {
   barrier.waiting.push_back(current);
   if (static_cast<int>(barrier.waiting.size()) == barrier.expected) {
-    ready.insert(ready.end(), barrier.waiting.begin(), barrier.waiting.end());
+    now->ready.insert(now->ready.end(), barrier.waiting.begin(), barrier.waiting.end());
     barrier.waiting.clear();
   }
   to_scheduler(false);
 }
 
-void run_block(int threads) {
-  if (static_cast<int>(fibers.size()) < threads) fibers.resize(threads);
-  ready.resize(threads);
-  std::iota(ready.begin(), ready.end(), 0);
-  block = {{}, threads};
-  warps.assign((threads + kWarp - 1) / kWarp, {});
-  for (int t = 0; t < threads; ++t) ++warps[t / kWarp].expected;
-  words.assign(threads, 0);
-  alive = threads;
-  for (int t = 0; t < threads; ++t) begin(fibers[t].context, fibers[t].stack.get(), kStack, run_thread);
-  while (alive > 0) {
-    if (ready.empty()) fail("threads wait at a barrier that others do not reach");
-    std::swap(ready[draw() % ready.size()], ready.back());
-    const int next = ready.back();
-    ready.pop_back();
+void begin_block(Block& block, unsigned index, int threads, std::size_t dynamic) {
+  block.index = index;
+  if (static_cast<int>(block.fibers.size()) < threads) block.fibers.resize(threads);
+  block.ready.resize(threads);
+  std::iota(block.ready.begin(), block.ready.end(), 0);
+  block.barrier = {{}, threads};
+  block.warps.assign((threads + kWarp - 1) / kWarp, {});
+  for (int t = 0; t < threads; ++t) ++block.warps[t / kWarp].expected;
+  block.words.assign(threads, 0);
+  block.alive = threads;
+  block.dynamic.assign((dynamic + sizeof(uint4) - 1) / sizeof(uint4), uint4{~0u, ~0u, ~0u, ~0u});
+  for (int t = 0; t < threads; ++t)
+    begin(block.fibers[t].context, block.fibers[t].stack.get(), kStack, run_thread);
+}
+
+// Until all of its threads have ended, or all wait for the grid.
+void run_block(Block& block) {
+  now = &block;
+  blockIdx = dim3(block.index);
+  block.ready.insert(block.ready.end(), block.at_grid.begin(), block.at_grid.end());
+  block.at_grid.clear();
+  while (block.alive > 0) {
+    if (block.ready.empty()) {
+      if (static_cast<int>(block.at_grid.size()) == block.alive) return;
+      fail("threads wait at a barrier that others do not reach");
+    }
+    std::swap(block.ready[draw() % block.ready.size()], block.ready.back());
+    const int next = block.ready.back();
+    block.ready.pop_back();
     switch_to(next);
+  }
+}
+
+template <class T>
+void shuffle(std::vector<T>& order) {
+  for (std::size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[draw() % i]);
+}
+
+void run_together(const cudaLaunchConfig_t& config) {
+  std::vector<Block> blocks(config.gridDim.x);
+  std::vector<Block*> order;
+  for (unsigned b = 0; b < config.gridDim.x; ++b) {
+    begin_block(blocks[b], b, static_cast<int>(config.blockDim.x), config.dynamicSmemBytes);
+    order.push_back(&blocks[b]);
+  }
+  while (!order.empty()) {
+    shuffle(order);
+    for (Block* block : order) run_block(*block);
+    const auto ended = std::erase_if(order, [](const Block* block) { return block->alive == 0; });
+    if (ended > 0 && !order.empty()) fail("blocks wait for the grid that others have left");
   }
 }
 
 }  // namespace
 
+int cooperative = 1, processors = 3, shared_bytes = 48 << 10;
+
 int lane() { return current % kWarp; }
 
-void wait_for_block() { wait_at(block); }
+void wait_for_block() { wait_at(now->barrier); }
+
+void wait_for_grid() {
+  now->at_grid.push_back(current);
+  to_scheduler(false);
+}
+
+void* dynamic_shared() { return now->dynamic.data(); }
+
+bool any_of_block(bool mine) {
+  now->any = now->any || mine;
+  wait_for_block();
+  const bool all_said = now->any;
+  wait_for_block();
+  now->any = false;
+  wait_for_block();
+  return all_said;
+}
 
 std::uint64_t exchange(std::uint64_t word, int lane) {
-  Barrier& warp = warps[current / kWarp];
+  Barrier& warp = now->warps[current / kWarp];
   const int from = current / kWarp * kWarp + lane;
-  words[current] = word;
+  now->words[current] = word;
   wait_at(warp);
-  const std::uint64_t got = words[from];
+  const std::uint64_t got = now->words[from];
   wait_at(warp);
   return got;
 }
 
-void run_grid(dim3 grid, dim3 threads, const std::function<void()>& kernel) {
+void run_grid(const cudaLaunchConfig_t& config, const std::function<void()>& kernel) {
   ++launches;
   body = &kernel;
-  gridDim = grid;
-  blockDim = threads;
-  std::vector<unsigned> order(grid.x);
+  gridDim = config.gridDim;
+  blockDim = config.blockDim;
+  if (config.numAttrs > 0 && config.attrs[0].val.cooperative) return run_together(config);
+  static Block block;
+  std::vector<unsigned> order(gridDim.x);
   std::iota(order.begin(), order.end(), 0u);
-  for (std::size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[draw() % i]);
+  shuffle(order);
   for (const unsigned b : order) {
-    blockIdx = dim3(b);
-    run_block(static_cast<int>(threads.x));
+    begin_block(block, b, static_cast<int>(blockDim.x), config.dynamicSmemBytes);
+    run_block(block);
+    if (block.alive > 0) fail("waits for a grid whose blocks do not run at the same time");
   }
 }
 

@@ -53,4 +53,19 @@ __device__ inline void load_affine(Affine<C> (&mine)[K], Affine<C>* shared, cons
   for (int k = 0; k < K; ++k) mine[k] = shared[kRows ? place.lane * K + k : 0];
 }
 
+// act(y + residual) of a vector.
+template <class T, bool kRows, int V, int K>
+__device__ inline Raw<T, V> normalised(const Raw<T, V>& x, const Raw<T, V>& residual, bool add,
+                                       const Affine<compute_t<T>> (&a)[K], bool relu) {
+  compute_t<T> y[V];
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+    const Affine<compute_t<T>>& of = a[channel_of<kRows>(v)];
+    y[v] = fma(cuda::element(x, v) - of.hi, of.scale, of.shift);
+    if (add) y[v] += cuda::element(residual, v);
+    if (relu && y[v] < 0) y[v] = 0;
+  }
+  return cuda::round<T, V>(y);
+}
+
 }  // namespace convnorm::batch_norm

@@ -21,18 +21,10 @@ __global__ void __launch_bounds__(kThreads, 2)
     batch.load(xs, x);
     if (residual) batch.load(rs, residual);
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      if (u >= batch.count) continue;
-      C y[V];
-#pragma unroll
-      for (int v = 0; v < V; ++v) {
-        const Affine<C>& of = a[channel_of<kRows>(v)];
-        y[v] = fma(cuda::element(xs[u], v) - of.hi, of.scale, of.shift);
-        if (residual) y[v] += cuda::element(rs[u], v);
-        if (relu && y[v] < 0) y[v] = 0;
-      }
-      cuda::store(out + batch.offset[u], cuda::round<T, V>(y));
-    }
+    for (int u = 0; u < kUnroll; ++u)
+      if (u < batch.count)
+        cuda::store(out + batch.offset[u],
+                    normalised<T, kRows, V>(xs[u], rs[u], residual != nullptr, a, relu));
   }
 }
 
