@@ -129,10 +129,10 @@ def _all(rows: list[Row], names: list[str]) -> list[str]:
 MEMORY = ("saved_bytes", "peak_bytes")
 NETWORKS_LEGEND = (
     "A training step is forward, loss, backward and SGD; torch trains the model as it is, convnorm the converted one "
-    "(LeNet-5 with batch norm and ReLU in one layer). Inference is torch's own fold beside convnorm's fuse. A ratio "
-    "is another's time / convnorm's, with the middle half of its rounds. Saved: what autograd holds after the forward, "
-    "without parameters. Peak: how much the memory of a process grows at most in its first three steps, gradients and "
-    "work memory included."
+    "(LeNet-5 with batch norm, ReLU and max pool in one layer). Inference is torch's own fold beside convnorm's fuse. "
+    "A ratio is another's time / convnorm's, with the middle half of its rounds. Saved: what autograd holds after the "
+    "forward, without parameters. Peak: how much the memory of a process grows at most in its first three steps, "
+    "gradients and work memory included."
 )
 
 

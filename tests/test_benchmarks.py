@@ -103,4 +103,4 @@ def test_every_workload_line_is_a_problem():
         capture_output=True,
         text=True,
     )
-    assert done.stdout.strip() == "[34, 6, 3, 2, 8, 5, 5, 4, 3]", done.stderr
+    assert done.stdout.strip() == "[34, 6, 3, 2, 8, 5, 5, 5, 4, 3]", done.stderr

@@ -76,7 +76,7 @@ def stacked(kernel, count):
 
 @pytest.mark.parametrize("model, size, layer", [
     (LeNet5(norm=False), (1, 28, 28), "pool2"),
-    (LeNet5(convnorm.nn), (1, 28, 28), "pool2"),
+    (LeNet5(convnorm.nn), (1, 28, 28), "bn2"),
     (Branches(), (2, 96, 96), None),
     (stacked(3, 12), (2, 60), None),
     (nn.Sequential(nn.Conv3d(1, 2, (1, 2, 3), stride=(1, 2, 1)), nn.AvgPool3d(2)), (1, 9, 14, 15), None),

@@ -33,13 +33,15 @@ BUILT = ROOT / "build" / f"objects-{sys.implementation.cache_tag}-torch-{torch._
 CPU = Path("/proc/cpuinfo")
 SANITIZED = "avx2" if CPU.exists() and "avx2" in CPU.read_text() else "generic"
 TESTS = sorted(CPP.glob("*_test.cpp"))
+CALLED = {"batch_norm_max_pool": ["batch_norm", "max_pool"]}  # rooms whose kernels call those of others
 
 
 def sources(test):
     """The test, what carries its name, and the shared parts."""
     stem = test.stem.removesuffix("_test")
-    room = ROOT / "csrc/ops" / stem
-    kernels = [p for p in room.rglob("*.cpp") if "common/tensor.h" not in p.read_text()]  # not the host files
+    rooms = [ROOT / "csrc/ops" / room for room in (stem, *CALLED.get(stem, []))]
+    files = [p for room in rooms for p in room.rglob("*.cpp")]
+    kernels = [p for p in files if "common/tensor.h" not in p.read_text()]  # not the host files
     helpers = [p for p in CPP.glob(f"{stem}_*.cpp") if p != test]
     return [test, *helpers, *sorted(kernels), *(ROOT / name for name in COMMON)]
 

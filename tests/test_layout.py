@@ -22,6 +22,7 @@ PAGES = {  # a room's names on the public pages, where they are more than its st
         [f"{op}{n}d" for op in ("avg_pool", "adaptive_avg_pool") for n in (1, 2, 3)],
         [f"{kind}{n}d" for kind in ("AvgPool", "AdaptiveAvgPool") for n in (1, 2, 3)],
     ),
+    "batch_norm_max_pool": (["batch_norm_act_max_pool"], [f"BatchNormActMaxPool{n}d" for n in (1, 2, 3)]),
     "batch_norm": (["batch_norm"], ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]),
     "group_norm": (
         ["group_norm", "instance_norm"],
@@ -33,7 +34,7 @@ PAGES = {  # a room's names on the public pages, where they are more than its st
 HOSTS = {  # host files of a room beside csrc/ops/<op>/<op>.cpp; a header of their name is theirs too
     "batch_norm": ["batch_norm_host", "batch_norm_split"],
     "conv": ["conv_arguments"],
-    "max_pool": ["adaptive_max_pool", "max_unpool"],
+    "max_pool": ["adaptive_max_pool", "max_pool_host", "max_unpool"],
 }
 
 

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..nn.fused import _BatchNormAct
+from ..nn.norm_pooling import _BatchNormActMaxPool
 from .activation import become, fuse_act, restoring, take_place
 
 Layer: TypeAlias = nn.modules.conv._ConvNd | nn.Linear
 BatchNorm: TypeAlias = nn.modules.batchnorm._BatchNorm
+WITH_ACT = (_BatchNormAct, _BatchNormActMaxPool)
 
 
 def _require_rank(input: Tensor, rank: int) -> None:
@@ -64,11 +66,14 @@ def needed_rank(layer: Layer, norm: BatchNorm) -> int | None:
 
 def remainder(layer: Layer, norm: BatchNorm, residual: bool, fused: bool) -> nn.Module:
     """The module that takes the batch norm's place; ``fused``: its residual and activation are the layer's."""
-    act = norm.act if isinstance(norm, _BatchNormAct) and not fused else None
+    act = norm.act if isinstance(norm, WITH_ACT) and not fused else None
     rank = needed_rank(layer, norm)
+    first: nn.Module | None = nn.ReLU() if act == "relu" else None
     if (residual and not fused) or rank is not None:
-        return Folded(rank, act)
-    return nn.ReLU() if act == "relu" else nn.Identity()
+        first = Folded(rank, act)
+    if isinstance(norm, _BatchNormActMaxPool):
+        return norm.pool() if first is None else nn.Sequential(first, norm.pool())
+    return first or nn.Identity()
 
 
 def folded(layer: Layer, norm: BatchNorm) -> tuple[Tensor, Tensor]:

@@ -12,9 +12,8 @@ from torch.utils._pytree import tree_leaves
 
 from .._selection import Selection, names_of
 from ..nn.conv_act import _ConvAct
-from ..nn.fused import _BatchNormAct
 from .activation import FUSED
-from .arithmetic import BatchNorm, Fold, Layer, dimensions, folded, needed_rank, remainder
+from .arithmetic import WITH_ACT, BatchNorm, Fold, Layer, dimensions, folded, needed_rank, remainder
 from .inplace import changed_between
 from .trace import hooked, plain_forward, reads_values
 
@@ -160,7 +159,7 @@ def decide(traced: Traced, norm: BatchNorm) -> Fold:
     residual = node.args[1] if len(node.args) > 1 else node.kwargs.get("residual")
     own = traced.named[id(norm)][1][0]
     place, apart, act = "", "", None
-    if isinstance(norm, _BatchNormAct) and (residual is not None or norm.act):
+    if isinstance(norm, WITH_ACT) and (residual is not None or norm.act):
         place, apart = _place(traced, norm, layer, source, node, residual is not None)
         act = norm.act if place else None
     rest = remainder(layer, norm, residual is not None, bool(place))

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from ..convert import revert
+from ..nn.norm_pooling import _BatchNormActMaxPool
 from .layers import evaluating, sizes_of
 from .receptive import Field, ntuple
 from .summary import summary
@@ -119,6 +120,9 @@ def receptive_field_by_gradient(model: nn.Module, input_size: Sequence[int],
     """
     sizes = sizes_of("receptive_field_by_gradient", input_size)
     plain = revert(copy.deepcopy(model)).double()
+    for m in plain.modules():
+        if isinstance(m, _BatchNormActMaxPool):  # its norm and activation pass as others do
+            m.forward = revert(m.pool()).forward
     with torch.no_grad():
         for p in plain.parameters():
             p.fill_(1 / max(p[0].numel() if p.dim() > 1 else 1, 1))

@@ -13,75 +13,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import functional as CF
-from .problem import WORKLOADS, Contest, Forward, Problem, gradient_for, random, read, size
+from .players import contest
+from .problem import WORKLOADS, Contest, Problem, random, read, size
 from .work import arithmetic, window_size
 
-Operands = dict[str, Tensor]
 Room = Callable[[Problem, str, torch.dtype], Iterator[Contest]]
-
-
-def forward_player(function: Callable[..., Tensor], operands: Operands, recording: bool = False) -> Callable[[], Any]:
-    """The forward, as in inference, or while autograd records it."""
-    if not recording:
-        return torch.no_grad()(lambda: function(**operands))
-    leaves = {k: v.detach().requires_grad_() for k, v in operands.items()}
-    return lambda: function(**leaves)
-
-
-def backward_player(function: Callable[..., Tensor], operands: Operands, layout: str) -> Callable[[], Any]:
-    """The gradients of all operands from a recorded forward, without the forward."""
-    leaves = {k: v.detach().requires_grad_() for k, v in operands.items()}
-    out = function(**leaves)
-    gradient = gradient_for(out, layout)
-    return lambda: torch.autograd.grad(out, list(leaves.values()), gradient, retain_graph=True)
-
-
-class Called(nn.Module):
-    """A function of an input and of operands that are its parameters."""
-
-    def __init__(self, function: Callable[..., Tensor], operands: Operands, recording: bool) -> None:
-        super().__init__()
-        fixed = {k: nn.Parameter(v, requires_grad=recording) for k, v in operands.items()}
-        self.function, self.operands = function, nn.ParameterDict(fixed)
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self.function(input=input, **self.operands)
-
-
-def called(function: Callable[..., Tensor], operands: Operands, recording: bool) -> Forward:
-    """The forward for peers, with all operands but the input as parameters."""
-    fixed = dict(operands)
-    given = fixed.pop("input").detach().requires_grad_(recording)
-    return Forward(Called(function, fixed, recording), [given], recording)
-
-
-def contest(
-    op: str,
-    problem: Problem,
-    layout: str,
-    operands: Operands,
-    ours: Callable[..., Tensor],
-    theirs: Callable[..., Tensor],
-    flops: float,
-    bytes: float,
-    mode: str,
-) -> Contest:
-    def player(function: Callable[..., Tensor], given: Operands) -> Callable[[], Any]:
-        if mode == "backward":
-            return backward_player(function, given, layout)
-        return forward_player(function, given, recording=mode == "training")
-
-    def reference() -> Any:
-        return player(theirs, {k: v.double() for k, v in operands.items()})()
-
-    players = player(ours, operands), player(theirs, operands)
-    forward = None if mode == "backward" else functools.partial(called, theirs, operands, mode == "training")
-    dtype = operands["input"].dtype
-    unit = "GFLOP/s" if op.startswith("conv") else "GB/s"
-    return Contest(op, problem, layout, dtype, *players, reference, flops, bytes, unit, forward=forward)
 
 
 def spatial(problem: Problem) -> int:
@@ -169,6 +108,28 @@ def batch_norm(problem: Problem, layout: str, dtype: torch.dtype) -> Iterator[Co
     yield rows("batch_norm_eval", 2 * size(x), "inference")
 
 
+def batch_norm_max_pool(problem: Problem, layout: str, dtype: torch.dtype) -> Iterator[Contest]:
+    """Batch norm in training, relu and max pooling: one call, and torch's three."""
+    x = random(problem.shapes[0], dtype, layout)
+    c, dims = x.shape[1], spatial(problem)
+    operands = {"input": x, "weight": random((c,), dtype, layout), "bias": random((c,), dtype, layout)}
+
+    def ours(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return CF.batch_norm_act_max_pool(input, None, None, weight, bias, training=True, **problem.arguments)
+
+    def theirs(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        y = F.relu(F.batch_norm(input, None, None, weight, bias, training=True))
+        return getattr(F, f"max_pool{dims}d")(y, **problem.arguments)
+
+    out = theirs(**operands)
+    window = window_size(problem.arguments, dims)
+    work = arithmetic("batch_norm_relu", x.numel(), x.numel()) + arithmetic("max_pool", x.numel(), out.numel(), window)
+    op, moved = "batch_norm_max_pool", size(x, out)
+    yield contest(op, problem, layout, operands, ours, theirs, work, moved, "training")
+    moved += size(x)
+    yield contest(f"{op}_backward", problem, layout, operands, ours, theirs, 2 * work, moved, "backward")
+
+
 def sample_norm(op: str, problem: Problem, layout: str, dtype: torch.dtype) -> Iterator[Contest]:
     """Layer, group and instance norm: the forward, and the gradients of input, weight and bias."""
     x = random(problem.shapes[0], dtype, layout)
@@ -188,6 +149,7 @@ ROOMS: dict[str, Room] = {
     "max_unpool": max_unpool,
     "avg_pool": avg_pool,
     "batch_norm": batch_norm,
+    "batch_norm_max_pool": batch_norm_max_pool,
 }
 ROOMS |= {op: functools.partial(sample_norm, op) for op in ("layer_norm", "group_norm", "instance_norm")}
 

@@ -1,8 +1,8 @@
 """Whole networks: a training step (forward, loss, backward, SGD) and inference, with the memory that they take.
 
 torch's side trains the model as it is and infers with its own fold (``torch.fx``), convnorm's side trains the converted
-model, LeNet-5 with batch norm and ReLU in one layer, and infers with :func:`convnorm.fuse`, and frozen, as the runtimes
-among the peers are, with :func:`convnorm.freeze` after it.
+model, LeNet-5 with batch norm, ReLU and max pool in one layer, and infers with :func:`convnorm.fuse`, and frozen, as
+the runtimes among the peers are, with :func:`convnorm.freeze` after it.
 """
 
 from __future__ import annotations

@@ -124,13 +124,13 @@ class LayerTime:
 
 
 def _stages(net: LeNet5) -> list[tuple[str, nn.Sequential]]:
-    """The layers in the order they run, batch norm with its ReLU and the linear part as one stage each."""
+    """The layers in the order they run; batch norm, ReLU and max pooling are one stage, as is the linear part."""
     layers = dict(net.named_children())
     stages: list[tuple[str, list[str]]] = []
     for i in "12":
-        norm = [name for name in (f"bn{i}", f"relu{i}") if name in layers]
-        label = f"bn{i} + relu" if f"bn{i}" in layers else f"relu{i}"
-        stages += [(f"conv{i}", [f"conv{i}"]), (label, norm), (f"pool{i}", [f"pool{i}"])]
+        after = [name for name in (f"bn{i}", f"relu{i}", f"pool{i}") if name in layers]
+        label = f"bn{i} + relu + pool" if f"bn{i}" in layers else f"relu{i} + pool"
+        stages += [(f"conv{i}", [f"conv{i}"]), (label, after)]
     stages.append(("linear", ["flatten", "fc1", "relu3", "fc2"]))
     return [(label, nn.Sequential(*(layers[name] for name in names))) for label, names in stages]
 

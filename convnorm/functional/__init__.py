@@ -31,6 +31,7 @@ from .max_pooling import (
     max_pool3d_with_indices,
 )
 from .norm import batch_norm, batch_norm_act
+from .norm_pooling import batch_norm_act_max_pool
 from .sample_norm import group_norm, instance_norm, layer_norm
 from .unpooling import max_unpool1d, max_unpool2d, max_unpool3d
 
@@ -49,6 +50,7 @@ __all__ = [
     "avg_pool3d",
     "batch_norm",
     "batch_norm_act",
+    "batch_norm_act_max_pool",
     "conv1d",
     "conv1d_act",
     "conv2d",

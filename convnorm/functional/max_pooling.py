@@ -14,20 +14,26 @@ from ..ops.max_pool import INDICES, NOTHING, OFFSETS, MaxPool
 _Size = int | Sequence[int]
 
 
+def max_pool_window(op: str, n: int, kernel_size: _Size, stride: _Size | None, padding: _Size,
+                    dilation: _Size) -> list[int]:
+    """Kernel size, stride, padding and dilation of n dimensions as the ops take them: one list."""
+    kernel = ntuple(op, "kernel_size", kernel_size, n)
+    given = stride is not None and (isinstance(stride, (int, torch.SymInt)) or len(stride) > 0)
+    strides = ntuple(op, "stride", stride, n) if given else kernel  # type: ignore[arg-type]
+    return [*kernel, *strides, *ntuple(op, "padding", padding, n), *ntuple(op, "dilation", dilation, n)]
+
+
 def _max_pool(n: int, input: Tensor, kernel_size: _Size, stride: _Size | None, padding: _Size,
               dilation: _Size, ceil_mode: bool, return_indices: bool) -> Tensor | tuple[Tensor, Tensor]:
     op = f"max_pool{n}d"
     require_float(op, "input", input)
-    kernel = ntuple(op, "kernel_size", kernel_size, n)
-    given = stride is not None and (isinstance(stride, (int, torch.SymInt)) or len(stride) > 0)
-    strides = ntuple(op, "stride", stride, n) if given else kernel  # type: ignore[arg-type]
-    pads, dilations = ntuple(op, "padding", padding, n), ntuple(op, "dilation", dilation, n)
+    window = max_pool_window(op, n, kernel_size, stride, padding, dilation)
     if n == 3 and not return_indices:
         (input,) = autocast_float32("cpu", input)
     x, unbatched = add_batch(op, input, n)
     record = INDICES if return_indices else OFFSETS if derivative_wanted(input) else NOTHING
     call = MaxPool.call if record else MaxPool.forward
-    out, argmax = call(x, [*kernel, *strides, *pads, *dilations], bool(ceil_mode), record)
+    out, argmax = call(x, window, bool(ceil_mode), record)
     if unbatched:
         out = out.squeeze(0)
     if not return_indices:

@@ -15,8 +15,9 @@ class LeNet5(torch.nn.Sequential):
     flatten (2450), linear 500, ReLU, linear ``classes``.
 
     Args:
-        nn: where the layers come from: ``torch.nn`` or ``convnorm.nn``. A namespace that has ``BatchNormAct2d``
-            computes batch norm and ReLU in one layer; names and state_dict are the same either way.
+        nn: where the layers come from: ``torch.nn`` or ``convnorm.nn``. A namespace that has
+            ``BatchNormActMaxPool2d`` computes batch norm, ReLU and max pooling in one layer, which has the name of the
+            batch norm; the state_dict is the same either way.
         norm: batch norm after each convolution; without it the network is the plain one.
         classes: number of outputs.
 
@@ -35,13 +36,13 @@ class LeNet5(torch.nn.Sequential):
         self.fc2 = nn.Linear(500, classes)
 
     def _block(self, nn: Any, i: int, inputs: int, outputs: int, norm: bool) -> None:
-        fused = norm and hasattr(nn, "BatchNormAct2d")
         self.add_module(f"conv{i}", nn.Conv2d(inputs, outputs, 5, padding=2))
+        if norm and hasattr(nn, "BatchNormActMaxPool2d"):
+            self.add_module(f"bn{i}", nn.BatchNormActMaxPool2d(outputs, 2))
+            return
         if norm:
-            layer = nn.BatchNormAct2d(outputs, act="relu") if fused else nn.BatchNorm2d(outputs)
-            self.add_module(f"bn{i}", layer)
-        if not fused:
-            self.add_module(f"relu{i}", nn.ReLU())
+            self.add_module(f"bn{i}", nn.BatchNorm2d(outputs))
+        self.add_module(f"relu{i}", nn.ReLU())
         self.add_module(f"pool{i}", nn.MaxPool2d(2))
 
     def forward(self, input: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from .conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, Conv
 from .conv_act import ConvAct1d, ConvAct2d, ConvAct3d
 from .fused import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d, ConvNormAct1d, ConvNormAct2d, ConvNormAct3d
 from .norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from .norm_pooling import BatchNormActMaxPool1d, BatchNormActMaxPool2d, BatchNormActMaxPool3d
 from .pooling import (
     AdaptiveAvgPool1d,
     AdaptiveAvgPool2d,
@@ -49,6 +50,9 @@ __all__ = [
     "BatchNormAct1d",
     "BatchNormAct2d",
     "BatchNormAct3d",
+    "BatchNormActMaxPool1d",
+    "BatchNormActMaxPool2d",
+    "BatchNormActMaxPool3d",
     "Conv1d",
     "Conv2d",
     "Conv3d",

@@ -14,8 +14,9 @@ from ..distributed import sync_batch_norm
 from .conv_act import check_act
 from .fused import _BatchNormAct
 from .norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, _batch_norm
+from .norm_pooling import _BatchNormActMaxPool
 
-_KNOWN = (_BatchNorm, nn.SyncBatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, _BatchNormAct)
+_KNOWN = (_BatchNorm, nn.SyncBatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, _BatchNormAct, _BatchNormActMaxPool)
 
 
 class SyncBatchNorm(_BatchNorm):
@@ -66,7 +67,9 @@ class SyncBatchNorm(_BatchNorm):
         """``act(batch_norm(input) + residual)``; every process of the group must call it in training."""
         # As in torch, evaluation never waits for others, with or without running statistics.
         together = partial(sync_batch_norm, process_group=self.process_group)
-        return _batch_norm(self, input, self.act, residual, together if self.training else CF.batch_norm_act)
+        out = _batch_norm(self, input, self.act, residual, together if self.training else CF.batch_norm_act)
+        pool = self._modules.get("pool")  # of a BatchNormActMaxPool
+        return out if pool is None else pool(out)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (f", act={self.act!r}" if self.act else "")
@@ -75,8 +78,9 @@ class SyncBatchNorm(_BatchNorm):
     def convert_sync_batchnorm(cls, module: nn.Module, process_group: Any = None) -> nn.Module:
         """Make every batch norm in ``module`` a :class:`SyncBatchNorm`, in place; returns ``module``.
 
-        Takes torch's and convnorm's batch norms of 1, 2 and 3 dimensions, ``BatchNormAct`` (which keeps its activation)
-        and torch's ``SyncBatchNorm``. Parameters, buffers, hooks and optimizers stay as they are.
+        Takes torch's and convnorm's batch norms of 1, 2 and 3 dimensions, ``BatchNormAct`` (which keeps its
+        activation), ``BatchNormActMaxPool`` (which pools after it) and torch's ``SyncBatchNorm``. Parameters, buffers,
+        hooks and optimizers stay as they are.
 
         Raises:
             TypeError: a batch norm with a forward of its own, which would be lost; nothing is converted then.
@@ -89,8 +93,11 @@ class SyncBatchNorm(_BatchNorm):
             if reason := _obstacle(m):
                 raise TypeError(f"convert_sync_batchnorm: {name or 'the module'} ({type(m).__name__}) {reason}")
         for m in found.values():
+            pool = m.pool() if isinstance(m, _BatchNormActMaxPool) else None
             m.__class__ = cls
             m.process_group = process_group
+            if pool is not None:
+                m.pool = pool
         return module
 
 

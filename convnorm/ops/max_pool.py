@@ -54,8 +54,8 @@ def _offset_dtype(kernel: Sequence[int]) -> torch.dtype:
     return torch.uint8 if positions <= 256 else torch.int32
 
 
-@torch.library.register_fake("convnorm::max_pool_forward")
-def _(input, window, ceil_mode, record):
+def pooled_like(input: Tensor, window: Sequence[int], ceil_mode: bool, record: int) -> tuple[Tensor, Tensor]:
+    """(output, argmax) of input, uninitialised: for fakes."""
     kernel, stride, padding, dilation = parts(window, 4)
     spatial = output_size(input.shape[2:], kernel, stride, padding, dilation, ceil_mode)
     size, channels_last = [*input.shape[:2], *spatial], wants_channels_last(input)
@@ -64,6 +64,11 @@ def _(input, window, ceil_mode, record):
         return output, input.new_empty([0], dtype=torch.uint8)
     dtype = torch.int64 if record == INDICES else _offset_dtype(kernel)
     return output, empty(input, size, channels_last, dtype)
+
+
+@torch.library.register_fake("convnorm::max_pool_forward")
+def _(input, window, ceil_mode, record):
+    return pooled_like(input, window, ceil_mode, record)
 
 
 @torch.library.register_fake("convnorm::max_pool_backward")

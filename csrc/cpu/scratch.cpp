@@ -6,6 +6,8 @@
 #include <new>
 #include <unordered_set>
 
+#include "cpu/nested_scratch.h"
+
 namespace convnorm {
 namespace {
 
@@ -43,12 +45,13 @@ Block::~Block() {
   everyone().blocks.erase(this);
 }
 
-thread_local Block blocks[kSlots];
+thread_local Block blocks[2 * kSlots];  // those of a kernel, then of one that it calls
+thread_local int first_slot = 0;
 
 }  // namespace
 
 void* scratch_bytes(Slot slot, std::size_t bytes) {
-  Block& block = blocks[static_cast<int>(slot)];
+  Block& block = blocks[first_slot + static_cast<int>(slot)];
   if (bytes > block.largest.load(std::memory_order_relaxed)) {
     block.largest.store(bytes, std::memory_order_relaxed);
   }
@@ -62,6 +65,9 @@ void* scratch_bytes(Slot slot, std::size_t bytes) {
   }
   return block.data;
 }
+
+NestedScratch::NestedScratch() { first_slot = kSlots; }
+NestedScratch::~NestedScratch() { first_slot = 0; }
 
 std::size_t scratch_held() {
   std::size_t bytes = 0;

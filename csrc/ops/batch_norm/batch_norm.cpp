@@ -1,4 +1,5 @@
 // Batch norm over one batch: schemas, checks, allocation and choice of kernel.
+#include "common/tensor.h"
 #include "ops/batch_norm/batch_norm_host.h"
 
 namespace convnorm {
@@ -16,11 +17,7 @@ std::tuple<Tensor, Tensor> batch_norm_train(Tensor input, OptTensor weight, OptT
   residual = bn::like_result(residual, input);
   Tensor output = bn::dense_like(input), stats = bn::empty_pairs(input);
   bn::Forward p = bn::forward_params(op, input, residual, output, w, b, eps, relu);
-  if (p.x.values() == 1) {
-    const std::string size = text(SizeOf{input});
-    check_value(false, "Expected more than 1 value per channel when training, got input size torch.Size([",
-                size.substr(1, size.size() - 2), "])");
-  }
+  bn::check_values(p, input);
   bn::take_statistics(p, stats);
   bn::run(op, p);
   return {output, stats};
@@ -93,10 +90,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(Tensor grad_outpu
   const std::int64_t channels = input.size(1);
   const ChannelVector w(op, "weight", weight, input), b(op, "bias", bias, input);
   ChannelVector grad_w(channels), grad_b(channels);
-  Tensor grad_weight = empty(input, {want_affine ? channels : 0}, Layout::contiguous,
-                             weight ? weight->scalar_type() : input.scalar_type());
-  Tensor grad_bias = empty(input, {want_affine ? channels : 0}, Layout::contiguous,
-                           bias ? bias->scalar_type() : input.scalar_type());
+  Tensor grad_weight = bn::affine_like(input, weight, want_affine);
+  Tensor grad_bias = bn::affine_like(input, bias, want_affine);
   grad_output = bn::like_result(grad_output, input);
   output = bn::like_result(output, input);
   input = bn::like_result(input, input);

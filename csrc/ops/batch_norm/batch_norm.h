@@ -43,9 +43,19 @@ struct Forward {
   const double* bias = nullptr;    // [channels] or null: zeros
   double* mean = nullptr;          // [channels]; written in training, read in evaluation
   double* var = nullptr;           // [channels]; biased
+  std::int64_t of_channels = 0;    // of the tensor that x has some channels of; 0: x has all
   Device device;
   PerChannel at;  // on CUDA, where x, residual and out are dense
   void* workspace = nullptr;
+};
+
+// Rows of grad_output that are made when they are wanted: `rows` from `row` on, `channels` from `channel` on.
+// In the view rows and channels have the numbers they have in the whole. It serves until the thread asks
+// again.
+struct GradientRows {
+  NormView (*make)(const void* context, std::int64_t row, std::int64_t rows, std::int64_t channel,
+                   std::int64_t channels) = nullptr;
+  const void* context = nullptr;
 };
 
 struct Backward {
@@ -58,6 +68,7 @@ struct Backward {
   bool sums_given = false;  // grad_weight and grad_bias are read: scaled to this batch's share of the whole
   double eps = 0;
   NormView grad_output, x, out;        // out.data is null unless relu is masked by it
+  GradientRows made;                   // in place of grad_output, by the rows method
   NormView grad_input, grad_residual;  // grad_residual.data may be null
   const double* weight = nullptr;
   const double* bias = nullptr;
@@ -65,6 +76,7 @@ struct Backward {
   const double* var = nullptr;
   double* grad_weight = nullptr;  // [channels]; always there, filled in training or when wanted, or given
   double* grad_bias = nullptr;
+  std::int64_t of_channels = 0;  // as of Forward
   Device device;
   PerChannel at;  // on CUDA, where tensors are dense; given sums are already divided by the values they count
   void* workspace = nullptr;

@@ -1,6 +1,7 @@
 #include "ops/batch_norm/batch_norm_host.h"
 
 #include "common/registry.h"
+#include "common/tensor.h"
 
 namespace convnorm::batch_norm {
 namespace {
@@ -58,6 +59,13 @@ void check_eps(const char* op, double eps, bool train) {
   check_value(eps >= 0, op, ": batch_norm eps must be non-negative, but got ", eps);
 }
 
+void check_values(const Forward& p, const Tensor& input) {
+  if (p.x.values() != 1) return;
+  const std::string size = text(SizeOf{input});
+  check_value(false, "Expected more than 1 value per channel when training, got input size torch.Size([",
+              size.substr(1, size.size() - 2), "])");
+}
+
 void check_pairs(const char* op, const char* name, const Tensor& t, const Tensor& input) {
   check(t.dim() == 2 && t.size(0) == 2 && t.size(1) == input.size(1) && t.is_contiguous() &&
             t.scalar_type() == ScalarType::Double,
@@ -87,6 +95,11 @@ Tensor result_like(const Tensor& input, bool wanted, NormView& view) {
   Tensor result = dense_like(input);
   view = norm_view(result);
   return result;
+}
+
+Tensor affine_like(const Tensor& input, const OptTensor& parameter, bool wanted) {
+  return empty(input, {wanted ? input.size(1) : 0}, Layout::contiguous,
+               parameter ? parameter->scalar_type() : input.scalar_type());
 }
 
 Forward forward_params(const char* op, const Tensor& input, const OptTensor& residual,

@@ -12,6 +12,9 @@ void check_input(const char* op, const Tensor& input);
 // torch allows zero in evaluation only.
 void check_eps(const char* op, double eps, bool train);
 
+// One value has no variance: torch's words.
+void check_values(const Forward& p, const Tensor& input);
+
 // A pair of float64 values per channel, contiguous: (2, channels).
 void check_pairs(const char* op, const char* name, const Tensor& t, const Tensor& input);
 Tensor empty_pairs(const Tensor& input);
@@ -25,6 +28,10 @@ Tensor dense_like(const Tensor& t);
 
 // A result like input that `view` then points to; empty when it is not wanted.
 Tensor result_like(const Tensor& input, bool wanted, NormView& view);
+
+// The gradient of an affine parameter, of its dtype, or input's when it was None; empty when it is not
+// wanted.
+Tensor affine_like(const Tensor& input, const OptTensor& parameter, bool wanted);
 
 // What to do about statistics is left to the caller. Without output there is nothing to normalise.
 Forward forward_params(const char* op, const Tensor& input, const OptTensor& residual,

@@ -1,5 +1,6 @@
 // Batch norm cut where processes exchange sums, under torch's names for the parts (batch_norm_stats, _elemt,
 // _backward_reduce, _backward_elemt). What crosses the cut is float64 (2, channels).
+#include "common/tensor.h"
 #include "ops/batch_norm/batch_norm_host.h"
 
 namespace convnorm {

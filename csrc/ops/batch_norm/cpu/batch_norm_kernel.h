@@ -56,10 +56,18 @@ CONVNORM_INLINE inline void each_vector_of_short(std::int64_t length, ivec<C> la
   f(kAlone, length - L, Whole{}, last);
 }
 
+// How many channels decide how a channel is cut, and with it the bits of its sums: those of the whole tensor,
+// also where a caller takes some of them at a time.
+template <class P>
+inline std::int64_t deciding_channels(const P& p) {
+  return p.of_channels ? p.of_channels : p.x.channels;
+}
+
 // Streaming pays once all operands together are larger than a core's share of the caches.
-template <class T>
-inline bool worth_streaming(const NormView& x, int operands) {
-  return operands * x.values() * x.channels * static_cast<std::int64_t>(sizeof(T)) >= 2 * kStreamBytes;
+template <class T, class P>
+inline bool worth_streaming(const P& p, int operands) {
+  return operands * p.x.values() * deciding_channels(p) * static_cast<std::int64_t>(sizeof(T)) >=
+         2 * kStreamBytes;
 }
 
 enum class Mask { none, from_x, from_out };

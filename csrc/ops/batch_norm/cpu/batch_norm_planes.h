@@ -26,7 +26,7 @@ struct Planes {
   std::int64_t chunks;               // of a channel
   std::int64_t block, blocks;        // channels that are written together, image by image; their number
 
-  explicit Planes(const NormView& x) : channels(x.channels), outer(x.outer), inner(x.inner) {
+  Planes(const NormView& x, std::int64_t of_channels) : channels(x.channels), outer(x.outer), inner(x.inner) {
     per_plane = ceil_div(inner, kSegment);
     segments = outer * per_plane;
     group = imax(1, kSegment / inner);
@@ -34,7 +34,7 @@ struct Planes {
     const std::int64_t fits = imax(1, kInCache / (outer * inner));
     blocks = ceil_div(channels, imin(imin(kMostBlock, fits), ceil_div(kRun, inner)));
     block = ceil_div(channels, blocks);
-    chunks = channels >= kEnoughTasks ? 1 : imin(ceil_div(kEnoughTasks, channels), most);
+    chunks = of_channels >= kEnoughTasks ? 1 : imin(ceil_div(kEnoughTasks, of_channels), most);
   }
   // Most planes are one segment: no division then.
   std::int64_t plane(std::int64_t s) const { return per_plane == 1 ? s : s / per_plane; }
@@ -86,7 +86,11 @@ struct PlanesForward {
   const bool stream;
 
   explicit PlanesForward(const Forward& params)
-      : p(params), g(p.x), x(p.x), residual(p.residual), stream(worth_streaming<T>(p.x, kResidual ? 3 : 2)) {}
+      : p(params),
+        g(p.x, deciding_channels(p)),
+        x(p.x),
+        residual(p.residual),
+        stream(worth_streaming<T>(p, kResidual ? 3 : 2)) {}
 
   static Arena local() {
     const std::int64_t tiles = 2 * kSegment * sizeof(T);

@@ -18,11 +18,11 @@ struct PlanesBackward {
 
   explicit PlanesBackward(const Backward& params)
       : p(params),
-        g(p.x),
+        g(p.x, deciding_channels(p)),
         grad(p.grad_output),
         x(p.x),
         out(p.out),
-        stream(worth_streaming<T>(p.x, kMask == Mask::from_out ? 4 : 3)) {}
+        stream(worth_streaming<T>(p, kMask == Mask::from_out ? 4 : 3)) {}
 
   static Arena local() {
     const std::int64_t tiles = 3 * kSegment * sizeof(T);

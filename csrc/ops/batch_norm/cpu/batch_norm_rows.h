@@ -265,7 +265,7 @@ struct RowsForward {
         g(p.x),
         x(p.x),
         residual(p.residual),
-        stream(worth_streaming<T>(p.x, kResidual ? 3 : 2) && g.channels % kLanes<C> == 0),
+        stream(worth_streaming<T>(p, kResidual ? 3 : 2) && g.channels % kLanes<C> == 0),
         joined(rows_joined(g, x, residual)) {}
 
   // Moments of `count` channels from those of their tiles, in order of rows; partial: [down][mean, M2][ld].

@@ -21,8 +21,16 @@ struct RowsBackward {
         grad(p.grad_output),
         x(p.x),
         out(p.out),
-        stream(worth_streaming<T>(p.x, kMask == Mask::from_out ? 4 : 3) && g.channels % kLanes<C> == 0),
+        stream(worth_streaming<T>(p, kMask == Mask::from_out ? 4 : 3) && g.channels % kLanes<C> == 0),
         joined(rows_joined(g, grad, x, out)) {}
+
+  // The same with rows of grad_output that are made for one tile, if they are.
+  RowsBackward(const RowsBackward& all, const NormView& grad_rows)
+      : p(all.p), g(all.g), grad(grad_rows), x(p.x), out(p.out), stream(all.stream), joined(all.joined) {}
+
+  NormView gradient(const Tile& t) const {
+    return p.made.make ? p.made.make(p.made.context, t.row, t.rows, t.channel, t.width) : p.grad_output;
+  }
 
   struct Group {
     RowGroup<T> grad, x, out;
@@ -163,7 +171,8 @@ struct RowsBackward {
       for (std::int64_t i = begin; i < end; ++i) {
         const Tile t = tile_at(g, i);
         double* to = partial + 2 * (i / g.across) * g.channels + t.channel;
-        sums(k.table(i % g.across).at, t, to, to + g.channels, arena);
+        const NormView grad_rows = gradient(t);
+        RowsBackward(*this, grad_rows).sums(k.table(i % g.across).at, t, to, to + g.channels, arena);
       }
     });
   }
@@ -188,7 +197,11 @@ struct RowsBackward {
     if (!writes()) return;
     parallel_for(g.down * g.across, g.grain(), [&](std::int64_t begin, std::int64_t end) {
       T* gathered = static_cast<T*>(scratch_bytes(Slot::local, 3 * kGroup * kWidth * sizeof(T)));
-      for (std::int64_t i = end - 1; i >= begin; --i) update(k.table(i % g.across), tile_at(g, i), gathered);
+      for (std::int64_t i = end - 1; i >= begin; --i) {
+        const Tile t = tile_at(g, i);
+        const NormView grad_rows = gradient(t);
+        RowsBackward(*this, grad_rows).update(k.table(i % g.across), t, gathered);
+      }
       stream_fence();
     });
   }
