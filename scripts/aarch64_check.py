@@ -53,11 +53,11 @@ def main() -> int:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = dict(zip(files, pool.map(compiled, files), strict=True))
     for test in tests:
-        room = ROOT / "csrc/ops" / test.stem.removesuffix("_test")
-        own = [o for p, o in objects.items() if room in p.parents or p == test or p in helpers
-               and p.stem.startswith(test.stem.removesuffix("_test")) or str(p.relative_to(ROOT)) in SHARED]  # fmt: skip
+        stem = test.stem.removesuffix("_test")
+        room, own = ROOT / "csrc/ops" / stem, [test, *(p for p in helpers if p.stem.startswith(stem))]
+        linked = [o for p, o in objects.items() if room in p.parents or p in own or str(p.relative_to(ROOT)) in SHARED]
         program = BUILD / test.stem
-        subprocess.run([COMPILER, "-static", "-pthread", *own, "-o", program], cwd=ROOT, check=True)
+        subprocess.run([COMPILER, "-static", "-pthread", *linked, "-o", program], cwd=ROOT, check=True)
         started = time.monotonic()
         subprocess.run([EMULATOR, program], cwd=ROOT, check=True)
         print(f"aarch64: {test.stem} passed in {time.monotonic() - started:.0f} s", flush=True)

@@ -43,12 +43,14 @@ def test_rows_say_everything(result):
 
 def test_report_writes_between_the_markers(result, tmp_path):
     readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- benchmark:begin -->\nold\n<!-- benchmark:end -->\nafter\n")
+    targets = "<!-- targets:begin -->\n<!-- targets:end -->\n"
+    readme.write_text(f"before\n<!-- benchmark:begin -->\nold\n<!-- benchmark:end -->\n{targets}after\n")
     done = script("report", result, "--readme", readme)
     assert done.returncode == 0, done.stderr
     text = readme.read_text()
     assert text.startswith("before\n<!-- benchmark:begin -->\n")
-    assert text.endswith("<!-- benchmark:end -->\nafter\n")
+    assert text.endswith("<!-- targets:end -->\nafter\n")
+    assert "| of the set | met | missed | why |" in text
     assert "| `conv` | 1 |" in text
     assert "old" not in text
     readme.write_text("no markers")

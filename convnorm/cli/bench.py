@@ -94,9 +94,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _settings(o: argparse.Namespace) -> Settings:
     seconds, rounds = (min(0.1, o.seconds), 5) if o.quick else (o.seconds, 11)
+    dtype = str(o.dtype).removeprefix("torch.")
     kind = o.set
-    if kind == "layers" and (o.peers or o.dtype != torch.float32):
-        kind = "peers" if o.peers else str(o.dtype).removeprefix("torch.")
+    if kind == "layers" and (o.peers or dtype != "float32"):
+        kind = "peers" if o.peers else dtype
     threads = o.threads or thread_counts("doubling" if kind == "scaling" else "1,all")
     return Settings(threads, o.layout, o.dtype, seconds, rounds, o.filter,
                     o.backward and not o.peers, o.quick, o.peers, kind)  # fmt: skip

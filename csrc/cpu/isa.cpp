@@ -60,8 +60,8 @@ Isa detect() {
 
 Isa parse(const char* text) {
   const Isa most = supported_isa();
-  // Pairs of bfloat16 were right where they ran, on a processor that has them slower than its FMAs; until they are
-  // measured on others they are for the asking.
+  // Pairs of bfloat16 were right where they ran, on a processor that has them slower than its FMAs; until
+  // they are measured on others they are for the asking.
   if (std::strcmp(text, "auto") == 0) return most == Isa::avx512bf16 ? Isa::avx512 : most;
   for (Isa isa : {Isa::generic, Isa::avx2, Isa::avx512, Isa::avx512bf16, Isa::amx}) {
     if (std::strcmp(text, name(isa)) != 0) continue;
