@@ -52,7 +52,7 @@ def test_packed_weights_give_the_same_bits(name, layout, dtype):
     bias, geometry = torch.randn(filters[0], dtype=dtype), geometry_of(shape, *rest)
     packed = ops.conv_pack(x, w, *geometry)
     kernel = explain(ops.conv_act, x, w, bias, None, *geometry, True, packed).kernels[0]
-    assert (packed.numel() > 0) == kernel.startswith(("conv_igemm", "conv_winograd"))
+    assert (packed.numel() > 0) == kernel.startswith(("conv_igemm", "conv_tiles", "conv_winograd"))
     assert name.split()[0] != "winograd" or dtype != torch.float32 or kernel.startswith("conv_winograd")
     residual = torch.randn_like(ops.conv_forward(x, w, bias, *geometry))
     for r, relu in ((None, False), (residual, True)):
