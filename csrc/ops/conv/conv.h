@@ -187,6 +187,9 @@ extern const Winograd winograd_avx512;
 // --- tiles of bfloat16 products, where the processor has them, as AMX's tiles or as AVX-512's pairs
 // (cpu/conv_tiles_*)
 
+// With fewer channels to sum over, windows are gathered as patches, where there is one group.
+inline constexpr std::int64_t kFewestTileChannels = 16;
+
 // Why a problem is not computed so; null when it is.
 const char* tiles_refusal(const Params& p);
 

@@ -57,14 +57,6 @@ std::vector<T> random_values(Random& random, std::int64_t n, bool integers) {
   return values;
 }
 
-// Values, where NaN is NaN of whatever bits.
-template <class T>
-bool same_values(const std::vector<T>& a, const std::vector<T>& b) {
-  for (std::size_t i = 0; i < a.size(); ++i)
-    if (wide(a[i]) != wide(b[i]) && !(std::isnan(wide(a[i])) && std::isnan(wide(b[i])))) return false;
-  return a.size() == b.size();
-}
-
 int vectors = 0, warps = 0, tiled = 0, broken_planes = 0;
 
 template <class T>

@@ -78,13 +78,6 @@ std::vector<T> random_values(Random& random, std::int64_t n) {
   return values;
 }
 
-template <class T>
-bool same_values(const std::vector<T>& a, const std::vector<T>& b) {
-  for (std::size_t i = 0; i < a.size(); ++i)
-    if (wide(a[i]) != wide(b[i]) && !(std::isnan(wide(a[i])) && std::isnan(wide(b[i])))) return false;
-  return a.size() == b.size();
-}
-
 int vectors = 0;  // problems that the kernels over vectors took
 
 template <class T, class A>

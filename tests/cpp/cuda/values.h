@@ -59,4 +59,12 @@ bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
   return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
 }
 
+// Values, where NaN is NaN of whatever bits.
+template <class T>
+bool same_values(const std::vector<T>& a, const std::vector<T>& b) {
+  for (std::size_t i = 0; i < a.size(); ++i)
+    if (wide(a[i]) != wide(b[i]) && !(std::isnan(wide(a[i])) && std::isnan(wide(b[i])))) return false;
+  return a.size() == b.size();
+}
+
 }  // namespace convnorm

@@ -8,6 +8,7 @@
 #include "cpu/target_avx512.h"
 #include "cpu/vec.h"
 #include "cpu/microkernel.h"
+#include "ops/conv/cpu/conv_taps.h"
 #include "ops/conv/cpu/conv_phases.h"
 #include "ops/conv/cpu/conv_igemm_pack.h"
 #include "ops/conv/cpu/conv_igemm_pack_channels.h"

@@ -7,6 +7,7 @@
 #include "cpu/target_generic.h"
 #include "cpu/vec.h"
 #include "cpu/microkernel.h"
+#include "ops/conv/cpu/conv_taps.h"
 #include "ops/conv/cpu/conv_phases.h"
 #include "ops/conv/cpu/conv_igemm_pack.h"
 #include "ops/conv/cpu/conv_igemm_pack_channels.h"

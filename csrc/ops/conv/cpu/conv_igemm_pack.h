@@ -6,7 +6,7 @@
 //   rows of channels  P[pixel][k]   source with unit distance along c (NHWC)     k = (tap, channel)
 // Stride, dilation, padding, groups and 16-bit storage are dealt with here and nowhere else.
 //
-// Include after cpu/microkernel.h.
+// Include after conv_taps.h and cpu/microkernel.h.
 #pragma once
 
 namespace convnorm::conv {
@@ -40,8 +40,6 @@ struct Cut {
   }
 };
 
-inline std::int64_t tap_count(const Dense& d) { return d.axis[0].taps * d.axis[1].taps * d.axis[2].taps; }
-
 // Rows of channels want few, long runs (all channels of some taps); rows of pixels want all taps of some
 // channels, whose source rows stay in L1, and with a single tap few channels, so that as many pixels of each
 // can be copied, or asked for, in one go. Wider tiles are written sooner: that many more channels.
@@ -67,20 +65,6 @@ inline Cut make_cut(const Dense& d, bool channel_rows, std::int64_t most, std::i
 // Elements that a vector store may write past the end of what is packed.
 template <class C>
 inline constexpr std::int64_t kSlack = kLanes<C>;
-
-// A tap's place in the window.
-struct Tap {
-  std::int64_t d, h, w;
-};
-inline Tap tap_at(const Dense& d, std::int64_t t) {
-  const std::int64_t w = imax(1, d.axis[2].taps), h = imax(1, d.axis[1].taps);  // no taps: a block of zeros
-  return {t / (w * h), t / w % h, t % w};
-}
-// Where the weights of tap t lie, from those of the first.
-inline std::int64_t weight_of_tap(const Dense& d, std::int64_t t) {
-  const Tap tap = tap_at(d, t);
-  return tap.d * d.axis[0].weight_step + tap.h * d.axis[1].weight_step + tap.w * d.axis[2].weight_step;
-}
 
 // A stretch of consecutive output pixels in one output row: len pixels from (n, d, h, w), at place `at` in
 // the block.

@@ -1,6 +1,6 @@
 // By input: a problem per phase of the stride.
 //
-// Include after cpu/vec.h.
+// Include after conv_taps.h.
 #pragma once
 
 namespace convnorm::conv {
@@ -21,7 +21,7 @@ inline void clear_result(const Params& p) {
 template <class Run>
 void each_phase(const Params& p, Run run) {
   const std::vector<Dense> problems = by_input_problems(p);
-  const auto has_taps = [](const Dense& d) { return d.axis[0].taps * d.axis[1].taps * d.axis[2].taps > 0; };
+  const auto has_taps = [](const Dense& d) { return tap_count(d) > 0; };
   if (!std::all_of(problems.begin(), problems.end(), has_taps)) clear_result(p);
   for (const Dense& d : problems)
     if (has_taps(d)) run(d);

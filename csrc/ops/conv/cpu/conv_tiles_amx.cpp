@@ -7,6 +7,7 @@
 
 #include "cpu/target_amx.h"
 #include "cpu/vec.h"
+#include "ops/conv/cpu/conv_taps.h"
 #include "ops/conv/cpu/conv_phases.h"
 #include "ops/conv/cpu/conv_tiles_plan.h"
 #include "ops/conv/cpu/conv_tiles_shuffle.h"

@@ -58,12 +58,6 @@ inline void pack_channels(const bf16* from, std::int64_t ld, std::int64_t filter
   }
 }
 
-inline std::int64_t weight_of(const Dense& d, std::int64_t t) {
-  const std::int64_t w = d.axis[2].taps, h = d.axis[1].taps;
-  return t / (w * h) * d.axis[0].weight_step + t / w % h * d.axis[1].weight_step +
-         t % w * d.axis[2].weight_step;
-}
-
 // Whether all taps of a channel follow each other, and channels those of the one before: 3x3, contiguous.
 inline bool taps_are_dealt(const Dense& d, std::int64_t step) {
   const Axis &h = d.axis[1], &w = d.axis[2];
@@ -87,7 +81,8 @@ inline void part_taps(const Dense& d, const bf16* from, std::int64_t taps, std::
       continue;
     }
     for (std::int64_t t = 0; t < taps; ++t)
-      for (std::int64_t i = 0; i < count; ++i) row[t * kPair * kPair + i] = from[weight_of(d, t) + i * step];
+      for (std::int64_t i = 0; i < count; ++i)
+        row[t * kPair * kPair + i] = from[weight_of_tap(d, t) + i * step];
   }
 }
 
@@ -117,7 +112,7 @@ inline void pack_square(const Dense& d, const TilesPlan& p, const std::int64_t* 
   else if (!direct)
     part_taps(d, from, p.taps, d.weight_out, filters, d.weight_red, channels, apart);
   for (std::int64_t t = 0; t < p.taps; ++t, to += step) {
-    const bf16* at = direct ? from + weight_of(d, t) : apart + t * kPair * kPair;
+    const bf16* at = direct ? from + weight_of_tap(d, t) : apart + t * kPair * kPair;
     if (filters_inner)
       pack_channels(at, direct ? d.weight_red : kPair, filters, channels, to);
     else

@@ -18,7 +18,7 @@
 //         for 32 pixels: multiply                       sums of more than one block wait in L2
 //           after the last block, write: bias, residual, ReLU, one rounding
 //
-// Include after cpu/vec.h and cpu/arena.h.
+// Include after conv_taps.h and cpu/arena.h.
 #pragma once
 
 namespace convnorm::conv {
@@ -75,7 +75,6 @@ inline constexpr std::int64_t kTaskBytes = 512 << 10;  // of copies and results:
 inline constexpr std::int64_t kFewBytes = 256 << 10;   // of the same where weights are less than twice that
 inline constexpr std::int64_t kChunk = 16;             // blocks of weights that stay in L1: 32 KB
 inline constexpr std::int64_t kWantedTasks = 8;
-inline constexpr std::int64_t kFewestChannels = 16;  // below, windows are patches
 
 // What a problem is cut into; a function of its shape only.
 struct TilesPlan {
@@ -102,13 +101,12 @@ struct TilesPlan {
   std::int64_t pixel_tasks() const { return ceil_div(slabs, slab_span); }
 };
 
-inline std::int64_t all_taps(const Dense& d) { return d.axis[0].taps * d.axis[1].taps * d.axis[2].taps; }
-
 // A 1x1 window over images whose pixels follow each other from one to the next, on both sides: one long row.
 inline void merge_images(Dense& d) {
   const Axis &z = d.axis[0], &h = d.axis[1];
   Axis& w = d.axis[2];
-  const bool single = all_taps(d) == 1 && w.step == 1 && z.out * h.out == 1 && z.offset == 0 && h.offset == 0;
+  const bool single =
+      tap_count(d) == 1 && w.step == 1 && z.out * h.out == 1 && z.offset == 0 && h.offset == 0;
   if (!single || w.offset != 0 || w.out != w.source || d.src_n != w.out * w.source_stride ||
       d.dst_n != w.out * w.out_stride)
     return;
@@ -118,11 +116,11 @@ inline void merge_images(Dense& d) {
 
 // What is summed over.
 inline void set_sum(const Dense& d, TilesPlan& p) {
-  p.patches = d.red_c < kFewestChannels;
+  p.patches = d.red_c < kFewestTileChannels;
   p.h = p.patches ? Reach{0, 0, 1} : reach_of(d.axis[1]);
   p.w = p.patches ? Reach{0, 0, 1} : reach_of(d.axis[2]);
-  p.taps = p.patches ? 1 : all_taps(d);
-  p.channels = p.patches ? all_taps(d) * d.red_c : d.red_c;
+  p.taps = p.patches ? 1 : tap_count(d);
+  p.channels = p.patches ? tap_count(d) * d.red_c : d.red_c;
   p.blocks = ceil_div(p.channels, kDepth);
   p.depth = p.taps * p.blocks;
 }

@@ -160,7 +160,7 @@ inline void pack_gout(const TilesWeightTask& t) {
 }
 
 // Pairs of pixels of 32 channels, a term away from the listed ones. Within a block of 32, channels stay in
-// the order in which the processor interleaves them; kApart puts them back.
+// the order in which the processor interleaves them; in_order puts them back.
 inline void pack_pixel_pairs(const TilesWeightTask& t, std::int64_t term) {
   const auto pixel = [&](std::int64_t i) {
     return i < t.pixels ? _mm512_load_si512(t.copies + t.at[i] + term) : _mm512_setzero_si512();
@@ -234,7 +234,7 @@ inline void write_taps(const Dense& d, const std::int64_t* terms, const bf16* ta
     return;
   }
   for (std::int64_t t = 0; t < count; ++t) {
-    bf16* at = to + weight_of(d, t);
+    bf16* at = to + weight_of_tap(d, t);
     if (d.weight_red == 1)
       _mm512_mask_storeu_epi16(at, lanes32(channels), _mm512_load_si512(taps + t * kDepth));
     else
